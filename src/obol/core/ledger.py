@@ -1,0 +1,96 @@
+"""The ledger port: the durable memory of every sale. Claims are atomic; each answer is durable when it returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from obol.core.payment import Event
+from obol.core.sale import ClaimKey, Delivery, NewSale, Sale
+from obol.core.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The authorization is this sale's alone. State CLAIMED."""
+
+    sale: Sale
+
+
+@dataclass(frozen=True, slots=True)
+class Redeeming:
+    """The authorization was paid and never served: this caller alone now serves it. State REDEEMING; do not settle."""
+
+    sale: Sale
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """Another sale holds the authorization, or its settlement is not resolved."""
+
+    sale: Sale
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """The authorization has bought its answer, or was refused for good; `sale` is the receipt's source."""
+
+    sale: Sale
+
+
+ClaimOutcome = Claimed | Redeeming | InUse | Used
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What else to record with a step. None leaves the column as it is."""
+
+    delivery: Delivery | None = None
+    settled_atomic: int | None = None
+    transaction: str | None = None
+    reason: str | None = None
+    usage: Usage | None = None
+
+
+NO_CHANGE = Change()
+
+
+class Ledger(Protocol):
+    """Every method raises `LedgerUnavailableError` when it could not find out whether it was recorded."""
+
+    async def claim(self, sale: NewSale) -> ClaimOutcome:
+        """Claim `sale.key`, atomically against every other claimer of the same ledger, and durably.
+
+        No row, or a RELEASED one: recorded as CLAIMED under `sale.id` -> `Claimed`. OWED: moved to REDEEMING under its
+        old id -> `Redeeming`, for exactly one caller. SETTLED, SETTLE_FAILED, WAIVED -> `Used`. Anything else -> `InUse`.
+        """
+        ...
+
+    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
+        """Move a sale along the payment table by `events` and apply `change`, as one durable step.
+
+        Raises `IllegalTransitionError`, recording nothing, where the table has no such step. `events` may be empty.
+        """
+        ...
+
+    async def sale(self, sale_id: str) -> Sale | None:
+        """The sale of that id as last recorded, or None."""
+        ...
+
+    async def find(self, key: ClaimKey) -> Sale | None:
+        """The sale that holds `key` now: the one whose state is not RELEASED, or None."""
+        ...
+
+    async def adopt(self) -> list[Sale]:
+        """Take over the unfinished sales of ledger users that are dead, each by exactly one adopter.
+
+        A sale is unfinished unless its state is final or OWED. Sales of live users (other processes too) are left alone.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Return when the ledger can be written right now; raise `LedgerUnavailableError` otherwise."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was submitted, then let go. Idempotent."""
+        ...
