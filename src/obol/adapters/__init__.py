@@ -1,0 +1,1 @@
+"""The outside: one file per outside thing. Sockets, clocks, randomness, keys and disks live here only."""
