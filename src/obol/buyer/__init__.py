@@ -1,0 +1,1 @@
+"""The buyer's side: paying for requests within a budget."""

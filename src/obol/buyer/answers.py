@@ -1,0 +1,86 @@
+"""Sellers' answers: reading a 402 or 409 whole but bounded, and what must not be tried again."""
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import httpx2
+
+from obol.buyer.payment import Payment, PaymentStatus
+from obol.buyer.streams import LimitedStream
+from obol.errors import PaymentRefusedError, PeerProtocolError, UnpayableError
+from obol.x402.client import read_challenge
+
+PAYMENT_REQUIRED_STATUS = 402
+MAX_ERROR_BYTES = 64 * 1024
+MAX_REASON_CHARS = 200
+USED = "payment_used"
+"""Our sellers' reason for a payment that has had its answer."""
+
+_CONFLICT_STATUS = 409
+
+Flow = Generator[httpx2.Request | httpx2.Response, httpx2.Response, None]
+"""Gives a request to send, or a response whose body is to be read; is sent the response."""
+
+
+def read_error(response: httpx2.Response) -> Generator[httpx2.Response, httpx2.Response, bytes]:
+    """The body of a 402 or 409, which is never longer than a challenge; b"" of any other answer, which is not touched.
+
+    The client reads a 402 anyway before it sends again: read here, what goes wrong with it goes wrong before anything
+    is signed.
+    """
+    if response.status_code not in (PAYMENT_REQUIRED_STATUS, _CONFLICT_STATUS):
+        return b""
+    response.stream = LimitedStream(response.stream, MAX_ERROR_BYTES)
+    return (yield response).content
+
+
+def refuse_foreign(addressed: httpx2.Request, asked: httpx2.Request) -> None:
+    """Raises `UnpayableError` where a redirect led to another origin: the caller did not mean to pay that one."""
+    if asked.url.origin != addressed.url.origin:
+        raise UnpayableError(
+            f"{addressed.url.host} redirected to {asked.url.host}, which asks for payment: send the request there "
+            "to pay it",
+            reason="redirected",
+        )
+
+
+def raise_if_refused(response: httpx2.Response, error: bytes, payment: Payment) -> None:
+    """Raises `PaymentRefusedError` where asking again would buy nothing, or buy twice. Other answers pass."""
+    if response.status_code == PAYMENT_REQUIRED_STATUS:
+        raise PaymentRefusedError(f"the seller refused the payment: {_refusal(response, error) or payment.reason}")
+    if _is_used(response, error, payment):
+        where = f"; its receipt is at {payment.receipt_url}" if payment.receipt_url else ""
+        raise PaymentRefusedError(f"this payment was used before{where}", reason=USED)
+
+
+def is_open(response: httpx2.Response, error: bytes, payment: Payment) -> bool:
+    """True when the same request should present the same payment again: money may have moved, for no answer yet."""
+    is_refused = response.status_code == PAYMENT_REQUIRED_STATUS
+    return payment.status is not PaymentStatus.UNPAID and not is_refused and not _is_used(response, error, payment)
+
+
+def _is_used(response: httpx2.Response, error: bytes, payment: Payment) -> bool:
+    if response.status_code != _CONFLICT_STATUS:
+        return False
+    return payment.status is PaymentStatus.PAID or USED in _error_codes(error)
+
+
+def _error_codes(body: bytes) -> tuple[Any, Any]:
+    """`error.code` of a body in the OpenAI error shape, and the `reason` beside it."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, None
+    if not isinstance(value, dict):
+        return None, None
+    error = value.get("error")
+    return error.get("code") if isinstance(error, dict) else None, value.get("reason")
+
+
+def _refusal(response: httpx2.Response, body: bytes) -> str:
+    """The seller's own words, cut short, or "" where it has none."""
+    try:
+        return read_challenge(response.status_code, response.headers, body).error[:MAX_REASON_CHARS]
+    except PeerProtocolError:
+        return ""
