@@ -1,0 +1,1 @@
+"""The facilitator: verifies and settles x402 payments over HTTP."""

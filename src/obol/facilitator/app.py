@@ -1,0 +1,158 @@
+"""The facilitator's HTTP face, over any `Facilitator` port: `/verify`, `/settle`, `/supported`, `/health`.
+
+An invalid payment is a 200 that says so. Other statuses: 400 a body that is not x402 (its `field` is named), 404, 405,
+413, 502 the outcome of a settlement is not known (ask again with the same payload), 503 nobody could be asked, 500 a
+bug of ours. Each answer is JSON and carries `X-Request-Id`. Source: x402 specification v2, section 7.
+"""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from obol.core.networks import DEFAULT_CATALOGUE, Catalogue
+from obol.errors import (
+    FacilitatorUnavailableError,
+    LedgerUnavailableError,
+    MalformedRequestError,
+    ObolError,
+    PeerProtocolError,
+)
+from obol.facilitator.bodies import NotAsked, read_body, settle_answer, verify_answer
+from obol.x402.facilitator import Facilitator, Refused, Settlement, SettleOutcome
+
+MAX_BODY_BYTES = 64 * 1024
+REQUEST_ID = "X-Request-Id"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+STATUSES: dict[type[ObolError], int] = {
+    MalformedRequestError: 400,
+    PeerProtocolError: 502,
+    FacilitatorUnavailableError: 503,
+    LedgerUnavailableError: 503,
+}
+"""Errors that have an answer of their own here; any other is a bug: 500."""
+
+
+def build_app(
+    facilitator: Facilitator,
+    *,
+    new_request_id: Callable[[], str],
+    log: structlog.typing.FilteringBoundLogger,
+    catalogue: Catalogue = DEFAULT_CATALOGUE,
+) -> web.Application:
+    """The application; it neither opens nor closes `facilitator`. `catalogue` knows the names of v1 networks."""
+    endpoints = _Endpoints(facilitator, catalogue, log)
+    app = web.Application(middlewares=[_edge(new_request_id, log)], client_max_size=MAX_BODY_BYTES)
+    app.router.add_post("/verify", endpoints.verify)
+    app.router.add_post("/settle", endpoints.settle)
+    app.router.add_get("/supported", endpoints.supported)
+    app.router.add_get("/health", endpoints.health)
+    return app
+
+
+class _Endpoints:
+    def __init__(
+        self, facilitator: Facilitator, catalogue: Catalogue, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
+        self._facilitator = facilitator
+        self._catalogue = catalogue
+        self._log = log
+
+    async def verify(self, request: web.Request) -> web.Response:
+        asked = read_body(await request.read(), self._catalogue)
+        if isinstance(asked, NotAsked):
+            return _json(verify_answer(asked, asked.refused))
+        body = asked.request
+        outcome = await self._facilitator.verify(body.payment_payload, body.payment_requirements)
+        reason = outcome.reason if isinstance(outcome, Refused) else ""
+        self._log.info("verified", network=asked.network, is_valid=not reason, reason=reason)
+        return _json(verify_answer(asked, outcome))
+
+    async def settle(self, request: web.Request) -> web.Response:
+        asked = read_body(await request.read(), self._catalogue)
+        if isinstance(asked, NotAsked):
+            refused = asked.refused
+            return _json(settle_answer(asked, Settlement(SettleOutcome.FAILED, "", refused.reason, refused.message)))
+        body = asked.request
+        done = await self._facilitator.settle(body.payment_payload, body.payment_requirements)
+        self._log.info(
+            "settled" if done.outcome is SettleOutcome.SETTLED else "not_settled",
+            network=asked.network,
+            outcome=done.outcome.value,
+            reason=str(done.reason),
+            transaction=done.transaction,
+        )
+        if done.outcome is SettleOutcome.UNKNOWN:  # a 200 would have to say success or not; nobody can
+            return _problem(502, str(done.reason), "the outcome is not known: ask again with the same payload")
+        return _json(settle_answer(asked, done))
+
+    async def supported(self, _: web.Request) -> web.Response:
+        return _json(msgspec.json.encode(await self._facilitator.supported()))
+
+    async def health(self, _: web.Request) -> web.Response:
+        return _json(b'{"status":"ok"}')
+
+
+def _edge(
+    new_request_id: Callable[[], str], log: structlog.typing.FilteringBoundLogger
+) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """The outermost step: every ending of a handler becomes a JSON answer with the request's id."""
+
+    @web.middleware
+    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = new_request_id()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            response = await _answer(request, handler, log)
+        response.headers[REQUEST_ID] = request_id
+        return response
+
+    return edge
+
+
+async def _answer(
+    request: web.Request, handler: Handler, log: structlog.typing.FilteringBoundLogger
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as refusal:
+        return _http_refusal(refusal)
+    except ObolError as error:
+        status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+        if status == 500:
+            log.error("bug", path=request.path, exc_info=error)
+            return _bug()
+        field = error.param if isinstance(error, MalformedRequestError) else None
+        return _problem(status, error.reason, str(error), field=field)
+    except Exception as bug:  # the HTTP edge
+        log.error("bug", path=request.path, exc_info=bug)
+        return _bug()
+
+
+def _http_refusal(refusal: web.HTTPException) -> web.Response:
+    """404, 405, 413 as JSON; `Allow` stays."""
+    status = HTTPStatus(refusal.status)
+    response = _problem(refusal.status, status.name.lower(), status.phrase)
+    if "Allow" in refusal.headers:
+        response.headers["Allow"] = refusal.headers["Allow"]
+    return response
+
+
+def _bug() -> web.Response:
+    return _problem(500, "internal", "internal error")
+
+
+def _problem(status: int, reason: str, message: str, *, field: str | None = None) -> web.Response:
+    body = {"error": message, "reason": reason}
+    if field:
+        body["field"] = field
+    return _json(msgspec.json.encode(body), status)
+
+
+def _json(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(
+        body=body, status=status, content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
