@@ -98,8 +98,7 @@ class Admission:
     def enter(self, buyer: str, now_s: float) -> Slot | Queued | Saturation:
         """Take a slot for `buyer`, or a place in the queue, or be told why not. A buyer at its own cap never queues."""
         cap = self.capacity.per_buyer_max_in_flight
-        waiting = sum(1 for place in self._queue.values() if place.buyer == buyer)
-        if cap is not None and self._per_buyer[buyer] + waiting >= cap:
+        if cap is not None and self._held_by(buyer) >= cap:
             return Saturation.BUYER_SATURATED
         if not self._is_full:
             return self._take(buyer, now_s)
@@ -142,6 +141,10 @@ class Admission:
     def _is_full(self) -> bool:
         limit = self.capacity.max_in_flight
         return limit is not None and self.in_flight >= limit
+
+    def _held_by(self, buyer: str) -> int:
+        """Slots and places: whoever gets a place can always take the slot later, so nobody blocks the queue."""
+        return self._per_buyer[buyer] + sum(1 for place in self._queue.values() if place.buyer == buyer)
 
     def _take(self, buyer: str, now_s: float) -> Slot:
         self._next += 1

@@ -61,14 +61,16 @@ class Ledger(Protocol):
         """Claim `sale.key`, atomically against every other claimer of the same ledger, and durably.
 
         No row, or a RELEASED one: recorded as CLAIMED under `sale.id` -> `Claimed`. OWED: moved to REDEEMING under its
-        old id -> `Redeeming`, for exactly one caller. SETTLED, SETTLE_FAILED, WAIVED -> `Used`. Anything else -> `InUse`.
+        old id -> `Redeeming`, for exactly one caller. SETTLED, SETTLE_FAILED, WAIVED -> `Used`. Else -> `InUse`.
+        Raises `ValueError` when `sale.id` belongs to another authorization or a released sale: ids are never reused.
         """
         ...
 
     async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
         """Move a sale along the payment table by `events` and apply `change`, as one durable step.
 
-        Raises `IllegalTransitionError`, recording nothing, where the table has no such step. `events` may be empty.
+        Raises `IllegalTransitionError`, recording nothing, where the table has no such step, and `KeyError` for an id
+        that was never claimed. `events` may be empty.
         """
         ...
 
@@ -83,7 +85,8 @@ class Ledger(Protocol):
     async def adopt(self) -> list[Sale]:
         """Take over the unfinished sales of ledger users that are dead, each by exactly one adopter.
 
-        A sale is unfinished unless its state is final or OWED. Sales of live users (other processes too) are left alone.
+        A sale is unfinished unless its state is final or OWED. Sales of live users (other processes too) are left
+        alone; a user that was closed counts as dead.
         """
         ...
 

@@ -65,22 +65,21 @@ class Catalogue:
     def find_network(self, text: str) -> Network | None:
         """The network of a name, alias or CAIP-2 id, or None."""
         wanted = text.lower()
-        return next((n for n in self.networks if wanted in (n.name, n.caip2, *n.aliases)), None)
+        return next((n for n in self.networks if wanted in map(str.lower, (n.name, n.caip2, *n.aliases))), None)
 
     def asset(self, network: Network, text: str, *, field: str = "--payment-asset") -> Asset:
         """The asset of a symbol or contract address on a network. Raises `SettingsError`."""
         asset = self.find_asset(network, text)
         if asset is None:
-            known = ", ".join(a.symbol.lower() for a in self.assets if a.network == network) or "none"
+            known = ", ".join(a.symbol.lower() for a in self.assets if a.network.chain_id == network.chain_id) or "none"
             raise SettingsError(field, f"{text!r} is not a known asset on {network.name}: known there: {known}")
         return asset
 
     def find_asset(self, network: Network, text: str) -> Asset | None:
         """The asset of a symbol or contract address on a network, or None."""
         wanted = text.lower()
-        return next(
-            (a for a in self.assets if a.network == network and wanted in (a.symbol.lower(), a.address.lower())), None
-        )
+        there = (a for a in self.assets if a.network.chain_id == network.chain_id)
+        return next((a for a in there if wanted in (a.symbol.lower(), a.address.lower())), None)
 
     def with_assets(self, networks: Iterable[Network], assets: Iterable[Asset]) -> "Catalogue":
         """A copy that knows more; a later entry for the same symbol or address wins."""

@@ -1,4 +1,4 @@
-"""Offer: what is sold, for how much, to whom it is paid, within which limits. Everything downstream knows only Offers."""
+"""Offer: what is sold, for how much, to whom it is paid, within which limits. All else knows only Offers."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -5,7 +5,7 @@ Rule 2: a state says who owes what to whom if the process dies right now; the le
 
     REQUIRED ─▶ PRESENTED ─▶ VERIFIED ─▶ CLAIMED ─▶ SERVING ─▶ SERVED ─▶ SETTLING ─▶ SETTLED
                     │            │          │  │        │         │         ├──▶ SETTLE_FAILED
-                REJECTED     REJECTED  RELEASED│    RELEASED   WAIVED       ├──▶ SETTLE_UNKNOWN ─▶ SETTLED | OWED | SETTLE_FAILED
+                REJECTED     REJECTED  RELEASED│    RELEASED   WAIVED       ├──▶ SETTLE_UNKNOWN ─▶ the other three
                                                └─(settle first)─▶ SETTLING ─┴──▶ OWED ⇄ REDEEMING ─▶ SETTLED
 
 Two orders share the table. Serve first: SETTLE is asked once output exists. Settle first: SETTLE is asked from CLAIMED,

@@ -1,6 +1,6 @@
 """Sale and Receipt: the seller's durable record of one payment, and what the buyer may see of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from obol.core.payment import PAID, State
@@ -41,7 +41,7 @@ class NewSale:
     valid_before_s: int
     api: str
     model: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     """The decoded payment payload as v2 JSON: what `settle` is asked with. Secret: never shown or logged."""
     requirements: bytes
     """Our own requirements as v2 JSON, as they stood when the payment was matched."""
@@ -60,7 +60,7 @@ class Sale:
     valid_before_s: int
     api: str
     model: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     requirements: bytes
     created_s: float
     state: State
