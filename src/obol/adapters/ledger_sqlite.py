@@ -1,0 +1,254 @@
+"""The ledger in one SQLite file. Several processes may share it; each opened ledger is one holder of sales.
+
+The claim is one INSERT against a unique index: there is no moment between looking and taking. Concurrent claims of one
+process share an fsync (`GroupCommitWriter`).
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from obol.adapters.group_commit import BUSY_TIMEOUT_S, GroupCommitWriter
+from obol.adapters.ledger_holders import Holder
+from obol.adapters.ledger_sqlite_schema import LEDGER_SCHEMA
+from obol.adapters.sqlite_file import DATA_DIR
+from obol.core.clock import Clock
+from obol.core.ledger import NO_CHANGE, Change, Claimed, ClaimOutcome, InUse, Redeeming, Used
+from obol.core.payment import FINAL, Event, State, advance
+from obol.core.sale import ClaimKey, Delivery, NewSale, Sale
+from obol.core.usage import Usage
+from obol.errors import LedgerUnavailableError, SettingsError
+
+_COLUMNS = (
+    "id, network, asset, payer, nonce, offer, pay_to, authorized_atomic, valid_before_s, api, model, payload, "
+    "requirements, created_s, state, delivery, settled_atomic, transaction_id, reason, input_tokens, output_tokens, "
+    "updated_s"
+)
+_INSERT = f"INSERT INTO sale ({_COLUMNS}, claim, holder) VALUES ({', '.join('?' * 24)}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+_SELECT = f"SELECT {_COLUMNS} FROM sale "  # noqa: S608 - constants
+_BY_ID = _SELECT + "WHERE id = ?"
+_CLAIMANT = _SELECT + "WHERE claim = ? AND state <> 'released'"
+_UPDATE = (
+    "UPDATE sale SET state = ?, delivery = ?, settled_atomic = ?, transaction_id = ?, reason = ?, input_tokens = ?, "
+    "output_tokens = ?, updated_s = ? WHERE id = ?"
+)
+_FIRST_MUTABLE = 14
+"""Index of `state` in `_COLUMNS`: what comes before never changes."""
+_UNFINISHED = "state NOT IN ('rejected', 'released', 'settled', 'settle_failed', 'waived', 'owed')"
+
+
+class SqliteLedger:
+    """Implements `core.ledger.Ledger`."""
+
+    def __init__(self, writer: GroupCommitWriter, holder: Holder, clock: Clock) -> None:
+        """Takes over `writer` and `holder`. Use `open`."""
+        self._writer = writer
+        self._holder = holder
+        self._clock = clock
+
+    @classmethod
+    async def open(cls, path: Path, clock: Clock, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "SqliteLedger":
+        """Open or create the ledger file (0600, in a folder 0700).
+
+        Raises `SettingsError` naming `--data-dir` when it can never work there (permissions, not a ledger, written by a
+        newer version), `LedgerUnavailableError` when it does not work now (locked, disk full, I/O).
+        """
+        writer = await GroupCommitWriter.open(path, LEDGER_SCHEMA, busy_timeout_s=busy_timeout_s)
+        try:
+            holder = await asyncio.to_thread(Holder, path)
+        except OSError as error:
+            await writer.close()
+            raise SettingsError(DATA_DIR, f"no lock file can be made there: {error.strerror}") from error
+        return cls(writer, holder, clock)
+
+    @property
+    def commits(self) -> int:
+        """How many transactions this ledger has committed."""
+        return self._writer.commits
+
+    @property
+    def holder_id(self) -> str:
+        """Under which this ledger holds its sales."""
+        return self._holder.id
+
+    async def claim(self, sale: NewSale) -> ClaimOutcome:
+        """See the port. Raises `ValueError` when `sale.id` was used before: a bug of the caller."""
+        now_s, holder = self._clock.now_s(), self._holder.id
+        claimed, claim = _claimed(sale, now_s), _digest(sale.key)
+
+        def operation(db: sqlite3.Connection) -> ClaimOutcome:
+            if db.execute(_INSERT, (*_row_of(claimed), claim, holder)).rowcount == 1:
+                return Claimed(claimed)
+            known = _one(db, _CLAIMANT, claim)
+            if known is None:
+                raise ValueError("the id of a new sale was used before")
+            return _contest(db, known, now_s, holder)
+
+        return await self._writer.run(operation)
+
+    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
+        """See the port."""
+        now_s, steps = self._clock.now_s(), tuple(events)
+
+        def operation(db: sqlite3.Connection) -> Sale:
+            sale = _one(db, _BY_ID, sale_id)
+            if sale is None:
+                raise KeyError(sale_id)
+            return _update(db, sale, advance(sale.state, steps), change, now_s)
+
+        return await self._writer.run(operation)
+
+    async def sale(self, sale_id: str) -> Sale | None:
+        """See the port."""
+        return await self._writer.run(lambda db: _one(db, _BY_ID, sale_id))
+
+    async def find(self, key: ClaimKey) -> Sale | None:
+        """See the port."""
+        claim = _digest(key)
+        return await self._writer.run(lambda db: _one(db, _CLAIMANT, claim))
+
+    async def adopt(self) -> list[Sale]:
+        """See the port. Oldest first."""
+        known = await self._writer.run(_holders_of_unfinished)
+        try:
+            seizure = await asyncio.to_thread(self._holder.seize, known)
+        except OSError as error:
+            raise LedgerUnavailableError(f"the ledger's lock files cannot be read: {error.strerror}") from error
+        try:
+            sales = await self._writer.run(lambda db: _take_over(db, seizure.dead, self._holder.id))
+            await asyncio.to_thread(seizure.remove)
+        finally:
+            seizure.let_go()
+        return sales
+
+    async def check(self) -> None:
+        """See the port: writes to the file, durably."""
+        await self._writer.run(_touch)
+
+    async def close(self) -> None:
+        """See the port. What is unfinished may be adopted by the next who opens the file."""
+        await self._writer.close()
+        await asyncio.to_thread(self._holder.close)
+
+
+def _contest(db: sqlite3.Connection, sale: Sale, now_s: float, holder: str) -> ClaimOutcome:
+    """The outcome for an authorization that has a sale already."""
+    if sale.state is State.OWED:
+        db.execute("UPDATE sale SET holder = ? WHERE id = ?", (holder, sale.id))
+        return Redeeming(_update(db, sale, advance(sale.state, [Event.SERVE]), NO_CHANGE, now_s))
+    return Used(sale) if sale.state in FINAL else InUse(sale)
+
+
+def _update(db: sqlite3.Connection, sale: Sale, state: State, change: Change, now_s: float) -> Sale:
+    moved = replace(
+        sale,
+        state=state,
+        delivery=sale.delivery if change.delivery is None else change.delivery,
+        settled_atomic=sale.settled_atomic if change.settled_atomic is None else change.settled_atomic,
+        transaction=sale.transaction if change.transaction is None else change.transaction,
+        reason=sale.reason if change.reason is None else change.reason,
+        usage=sale.usage if change.usage is None else change.usage,
+        updated_s=now_s,
+    )
+    db.execute(_UPDATE, (*_row_of(moved)[_FIRST_MUTABLE:], sale.id))
+    return moved
+
+
+def _one(db: sqlite3.Connection, query: str, argument: str | bytes) -> Sale | None:
+    row = db.execute(query, (argument,)).fetchone()
+    return None if row is None else _sale_of(row)
+
+
+def _holders_of_unfinished(db: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in db.execute(f"SELECT DISTINCT holder FROM sale WHERE {_UNFINISHED}")]  # noqa: S608
+
+
+def _take_over(db: sqlite3.Connection, dead: Sequence[str], holder: str) -> list[Sale]:
+    sales: list[Sale] = []
+    for former in dead:
+        sales.extend(map(_sale_of, db.execute(_SELECT + f"WHERE holder = ? AND {_UNFINISHED}", (former,))))
+        db.execute(f"UPDATE sale SET holder = ? WHERE holder = ? AND {_UNFINISHED}", (holder, former))  # noqa: S608
+    return sorted(sales, key=lambda sale: (sale.created_s, sale.id))
+
+
+def _touch(db: sqlite3.Connection) -> None:
+    db.execute(f"PRAGMA user_version = {len(LEDGER_SCHEMA.migrations)}")  # the same value, but the page is written
+
+
+def _digest(key: ClaimKey) -> bytes:
+    """What identifies an authorization in the file. None of the parts can contain the separator."""
+    return blake2b(f"{key.network}\n{key.asset}\n{key.payer}\n{key.nonce}".encode(), digest_size=16).digest()
+
+
+def _claimed(sale: NewSale, now_s: float) -> Sale:
+    return Sale(
+        id=sale.id,
+        key=sale.key,
+        offer=sale.offer,
+        pay_to=sale.pay_to,
+        authorized_atomic=sale.authorized_atomic,
+        valid_before_s=sale.valid_before_s,
+        api=sale.api,
+        model=sale.model,
+        payload=sale.payload,
+        requirements=sale.requirements,
+        created_s=sale.created_s,
+        state=State.CLAIMED,
+        updated_s=now_s,
+    )
+
+
+def _row_of(sale: Sale) -> tuple[Any, ...]:
+    """The values of `_COLUMNS`."""
+    return (
+        sale.id,
+        sale.key.network,
+        sale.key.asset,
+        sale.key.payer,
+        sale.key.nonce,
+        sale.offer,
+        sale.pay_to,
+        str(sale.authorized_atomic),
+        sale.valid_before_s,
+        sale.api,
+        sale.model,
+        sale.payload,
+        sale.requirements,
+        sale.created_s,
+        sale.state.value,
+        sale.delivery.value,
+        None if sale.settled_atomic is None else str(sale.settled_atomic),
+        sale.transaction,
+        sale.reason,
+        sale.usage.input_tokens,
+        sale.usage.output_tokens,
+        sale.updated_s,
+    )
+
+
+def _sale_of(row: tuple[Any, ...]) -> Sale:
+    """The sale of a row of `_COLUMNS`."""
+    return Sale(
+        id=row[0],
+        key=ClaimKey(*row[1:5]),
+        offer=row[5],
+        pay_to=row[6],
+        authorized_atomic=int(row[7]),
+        valid_before_s=row[8],
+        api=row[9],
+        model=row[10],
+        payload=row[11],
+        requirements=row[12],
+        created_s=row[13],
+        state=State(row[14]),
+        delivery=Delivery(row[15]),
+        settled_atomic=None if row[16] is None else int(row[16]),
+        transaction=row[17],
+        reason=row[18],
+        usage=Usage(row[19], row[20]),
+        updated_s=row[21],
+    )
