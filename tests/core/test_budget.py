@@ -99,3 +99,10 @@ class BudgetMachine(RuleBasedStateMachine):
 
 TestBudgetMachine = BudgetMachine.TestCase
 TestBudgetMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("step", ["reserve", "debit", "release"])
+def test_a_negative_amount_is_a_bug_of_the_caller(step: str) -> None:
+    budget = Budget(max_per_request_atomic=None, total_atomic=None)
+    with pytest.raises(ValueError, match=r"negative|released"):
+        getattr(budget, step)(-1)

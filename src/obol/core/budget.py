@@ -19,7 +19,12 @@ class Budget:
     reserved_atomic: int = field(default=0)
 
     def reserve(self, amount_atomic: int) -> None:
-        """Hold an amount. Raises `BudgetExceededError`, holding nothing, when a limit would be passed."""
+        """Hold an amount. Raises `BudgetExceededError`, holding nothing, when a limit would be passed.
+
+        Raises `ValueError` for a negative amount: a bug of the caller.
+        """
+        if amount_atomic < 0:
+            raise ValueError("a negative amount is a bug of the caller")
         if self.max_per_request_atomic is not None and amount_atomic > self.max_per_request_atomic:
             raise BudgetExceededError(
                 f"the quote is {amount_atomic} atomic units, the limit per request is {self.max_per_request_atomic}"
@@ -37,6 +42,6 @@ class Budget:
 
     def release(self, amount_atomic: int) -> None:
         """Give a hold back. Raises `ValueError` for more than is held: a bug of the caller."""
-        if amount_atomic > self.reserved_atomic:
+        if not 0 <= amount_atomic <= self.reserved_atomic:
             raise ValueError("more released than reserved")
         self.reserved_atomic -= amount_atomic

@@ -63,6 +63,10 @@ class ExactPayload(msgspec.Struct, frozen=True, rename="camel"):
     signature: str
     authorization: ExactAuthorization
 
+    def __repr__(self) -> str:
+        """Without the signature: whoever has it can present the payment."""
+        return f"ExactPayload(signature=***, authorization={self.authorization!r})"
+
 
 class PaymentPayload(msgspec.Struct, frozen=True, rename="camel"):
     """A buyer's signed answer. `accepted` is the requirements entry that the buyer chose."""
