@@ -1,0 +1,236 @@
+"""`obol sell`: put a model server up for sale, and see how it is doing."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from obol.cli import output
+from obol.cli.exit_codes import ExitCode
+from obol.core.offer import OPENAI_APIS, Api, SettlementPolicy
+
+if TYPE_CHECKING:
+    from obol.gateway.gateway import Gateway
+    from obol.gateway.settings import GatewayConfig
+
+
+@click.group()
+def sell() -> None:
+    """Sell the answers of a model server over x402."""
+
+
+_API_NAMES = ["openai", *(api.value for api in Api)]
+
+
+@sell.command()
+@click.argument("name")
+@click.option("--upstream", "upstream_url", required=True, metavar="URL", help="The model server, without /v1.")
+@click.option("--pay-to", "--wallet", envvar="X402_WALLET", default="", metavar="0x…", help="Address that is paid.")
+@click.option("--price", default="0.001", show_default=True, help="Price of one request, a plain decimal.")
+@click.option("--chain", default="base-sepolia", show_default=True, help="Network: name or CAIP-2 id.")
+@click.option("--payment-asset", default="usdc", show_default=True, metavar="usdc|obol|0x…", help="What is paid in.")
+@click.option("--model", "models", multiple=True, metavar="NAME|PUBLIC=SERVED", help="Sell only this (repeatable).")
+@click.option("--api", "apis", multiple=True, type=click.Choice(_API_NAMES), help="Sell only this API (repeatable).")
+@click.option("--listen", default=":8402", show_default=True, metavar="HOST:PORT", help="Public address.")
+@click.option("--admin-listen", metavar="HOST:PORT", help="Move /status and /metrics to this address.")
+@click.option("--public-url", metavar="URL", help="Base URL that buyers use, behind a proxy of yours.")
+@click.option("--facilitator", "facilitator_url", metavar="URL", help="Who verifies and settles payments.")
+@click.option("--devnet", is_flag=True, help="Settle on an embedded ledger of play money.")
+@click.option(
+    "--settlement", type=click.Choice([p.value for p in SettlementPolicy]), default="on-output", show_default=True
+)
+@click.option("--verify-only", is_flag=True, help="Verify payments and never settle them (staging).")
+@click.option("--no-payment-gate", is_flag=True, help="Serve without payment, on loopback only.")
+@click.option("--force", is_flag=True, help="Allow --no-payment-gate on other addresses.")
+@click.option("--max-inflight", type=int, help="Requests served at once; above it 429.")
+@click.option("--per-buyer-max-inflight", type=int, help="The same for one payer.")
+@click.option("--max-queue-depth", type=int, default=0, show_default=True, help="Paid requests that may wait.")
+@click.option("--queue-timeout", "queue_timeout_s", type=float, default=10.0, show_default=True, metavar="S")
+@click.option("--gpu-count", type=int, help="Capacity metadata for buyers; schedules nothing.")
+@click.option("--max-body-bytes", type=int, default=10 * 1024 * 1024, show_default=True)
+@click.option("--max-input-tokens", type=int, help="Longer inputs are refused before payment.")
+@click.option("--max-output-tokens", type=int, help="More is refused; absent limits are set to this.")
+@click.option(
+    "--max-timeout", "max_timeout_s", type=int, default=300, show_default=True, metavar="S", help="Validity asked for."
+)
+@click.option(
+    "--max-validity",
+    "max_validity_s",
+    type=int,
+    default=86400,
+    show_default=True,
+    metavar="S",
+    help="Validity refused above.",
+)
+@click.option("--upstream-auth-env", metavar="NAME", help="Environment variable with the server's API key.")
+@click.option(
+    "--upstream-connect-timeout", "upstream_connect_timeout_s", type=float, default=5.0, show_default=True, metavar="S"
+)
+@click.option(
+    "--upstream-first-byte-timeout",
+    "upstream_first_byte_timeout_s",
+    type=float,
+    default=600.0,
+    show_default=True,
+    metavar="S",
+)
+@click.option(
+    "--upstream-idle-timeout", "upstream_idle_timeout_s", type=float, default=120.0, show_default=True, metavar="S"
+)
+@click.option("--verify-timeout", "verify_timeout_s", type=float, default=5.0, show_default=True, metavar="S")
+@click.option("--settle-timeout", "settle_timeout_s", type=float, default=60.0, show_default=True, metavar="S")
+@click.option("--drain-timeout", "drain_timeout_s", type=float, default=60.0, show_default=True, metavar="S")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the ledger is kept.  [default: by XDG]"
+)
+@click.option("--description", default="", help="One line for buyers.")
+@click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", show_default=True)
+@output.json_option
+def inference(as_json: bool, log_format: str, **options: Any) -> None:
+    """Sell the answers of the model server at --upstream under NAME, until SIGTERM.
+
+    \b
+    obol sell inference qwen36-fast --upstream http://localhost:8000 \\
+        --pay-to 0x… --price 0.001 --chain base-sepolia
+    """
+    import os
+
+    from obol.cli.runtime import run_async
+
+    config = _config(options, os.environ)
+    run_async(_serve(config, log_format=log_format, as_json=as_json))
+
+
+@sell.command()
+@click.option("--url", default="http://127.0.0.1:8402", show_default=True, help="The gateway, or its admin address.")
+@output.json_option
+def status(url: str, as_json: bool) -> None:
+    """Show what a running gateway sells and how full it is."""
+    import httpx2
+
+    try:
+        answer = httpx2.get(f"{url.rstrip('/')}/status", timeout=5.0)
+    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        raise output.CommandError(
+            f"no gateway answers at {url}", code=ExitCode.CONNECTION, hint="Start one with `obol sell inference`."
+        ) from error
+    if answer.status_code != 200 or "application/json" not in answer.headers.get("content-type", ""):
+        raise output.CommandError(
+            f"{url} has no /status (HTTP {answer.status_code})",
+            code=ExitCode.NOT_FOUND,
+            hint="If the gateway runs with --admin-listen, give that address as --url.",
+        )
+    _show_status(answer.json(), as_json=as_json)
+
+
+def _config(options: dict[str, Any], environ: Any) -> "GatewayConfig":
+    from obol.core.offer import SettlementPolicy as Policy
+    from obol.errors import SettingsError
+    from obol.gateway.settings import DEFAULT_FACILITATOR_URL, GatewayConfig
+
+    if options["devnet"] and options["facilitator_url"]:
+        raise SettingsError("--devnet", "contradicts --facilitator: choose one place to settle")
+    options["facilitator_url"] = options["facilitator_url"] or DEFAULT_FACILITATOR_URL
+    options["settlement"] = Policy(options["settlement"])
+    options["apis"] = _apis(options["apis"])
+    variable = options.pop("upstream_auth_env")
+    if variable is not None:
+        key = environ.get(variable, "")
+        if not key:
+            raise SettingsError("--upstream-auth-env", f"the environment variable {variable} is not set or is empty")
+        options["upstream_authorization"] = key if " " in key else f"Bearer {key}"
+    return GatewayConfig(**options)
+
+
+def _apis(names: tuple[str, ...]) -> frozenset[Api]:
+    if not names:
+        return OPENAI_APIS
+    return frozenset(Api(name) for name in names if name != "openai") | (
+        OPENAI_APIS if "openai" in names else frozenset()
+    )
+
+
+async def _serve(config: "GatewayConfig", *, log_format: str, as_json: bool) -> None:
+    """Start, say what is sold, serve until a signal, drain."""
+    import asyncio
+    import signal
+    import sys
+
+    from obol.adapters.logs import make_logger
+    from obol.gateway.gateway import Gateway
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    in_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    async with Gateway(config, log=make_logger(as_json=in_json)) as gateway:
+        output.show(_summary(gateway), title=f"Selling {config.name}", as_json=as_json)
+        for warning in gateway.warnings:
+            output.note(f"warning: {warning}")
+        await stop.wait()
+        output.note("stopping: no new sales, waiting for those in flight (again Ctrl-C: at once)")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _summary(gateway: "Gateway") -> dict[str, object]:
+    from obol.core.money import format_amount
+
+    offer, config = gateway.offer, gateway.config
+    asset = offer.asset
+    price = f"{format_amount(offer.price_atomic, asset.decimals)} {asset.symbol} per request"
+    settled_by = "an embedded devnet: play money" if config.devnet else config.facilitator_url
+    summary: dict[str, object] = {
+        "address": gateway.url,
+        "models": ", ".join(model.public for model in offer.models),
+        "apis": ", ".join(sorted(offer.apis)),
+        "upstream": offer.upstream_url,
+        "price": price if offer.payment_gate else "none: payment gate is off",
+        "network": f"{asset.network.name} ({asset.network.caip2})",
+        "asset": f"{asset.symbol} {asset.address}",
+        "paid to": offer.pay_to if offer.payment_gate else "nobody",
+        "settled by": settled_by if offer.payment_gate and not offer.verify_only else "nobody",
+        "settlement": "never (--verify-only)" if offer.verify_only else offer.settlement.value,
+        "capacity": _capacity_text(offer.capacity),
+    }
+    if gateway.admin_url:
+        summary["admin"] = gateway.admin_url
+    return summary
+
+
+def _capacity_text(capacity: Any) -> str:
+    if capacity is None:
+        return "no limit declared"
+    parts = [f"{capacity.max_in_flight or 'unlimited'} in flight"]
+    if capacity.per_buyer_max_in_flight:
+        parts.append(f"{capacity.per_buyer_max_in_flight} per buyer")
+    if capacity.max_queue_depth:
+        parts.append(f"queue of {capacity.max_queue_depth}")
+    if capacity.gpu_count:
+        parts.append(f"{capacity.gpu_count} GPU")
+    return ", ".join(parts) + " (seller-declared; nothing is scaled)"
+
+
+def _show_status(report: dict[str, Any], *, as_json: bool) -> None:
+    if output.wants_json(as_json):
+        output.print_json(report)
+        return
+    offer, capacity = report["offer"], report["capacity"]
+    price = f"{offer['payment']['price']['perRequest']} {offer['payment']['asset']}"
+    rows: dict[str, object] = {
+        "models": ", ".join(offer["models"]),
+        "price": f"{price} per request on {offer['payment']['network']}",
+        "paid to": offer["payment"]["payTo"],
+        "upstream": report["upstream"],
+        "draining": "yes" if report["draining"] else "no",
+        "capacity mode": capacity["mode"] if capacity else "none declared: no limit",
+        "scaling controlled": str(capacity["scalingControlled"]).lower() if capacity else "false",
+        "GPU count": (capacity or {}).get("gpuCount") or "not declared",
+        "max in flight": (capacity or {}).get("maxInFlight") or "no limit",
+        "max per buyer": (capacity or {}).get("perBuyerMaxInFlight") or "no limit",
+        "in flight": capacity["inFlight"] if capacity else report["inFlight"],
+        "state": capacity["state"] if capacity else "Available",
+        "requests": ", ".join(f"{name} {count}" for name, count in report["requests"].items()) or "none yet",
+        "payments": ", ".join(f"{name} {count}" for name, count in report["payments"].items()) or "none yet",
+    }
+    output.show(rows, title=f"Offer {offer['name']}")

@@ -1,0 +1,240 @@
+"""Gateway: the seller's whole program, from a config to a listening server and back."""
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import structlog
+from aiohttp import web
+
+from obol.adapters.chain_devnet import DevnetChain
+from obol.adapters.clock import SystemClock
+from obol.adapters.event_loop import run
+from obol.adapters.facilitator_devnet import DevnetFacilitator
+from obol.adapters.facilitator_http import HttpFacilitator
+from obol.adapters.ledger_sqlite import SqliteLedger
+from obol.adapters.logs import make_logger
+from obol.adapters.metrics import Metrics
+from obol.adapters.paths import devnet_file, ledger_file, user_data_dir
+from obol.adapters.server_probe import ProbedServer, ServerProbe
+from obol.adapters.upstream_http import HttpUpstream
+from obol.core.clock import Clock
+from obol.core.offer import Offer
+from obol.errors import FacilitatorUnavailableError, PeerProtocolError, SettingsError
+from obol.gateway.app import App
+from obol.gateway.http_server import Handler, HttpServer
+from obol.gateway.live_offer import LiveOffer
+from obol.gateway.ports import Ports
+from obol.gateway.settings import GatewayConfig, checked, offer_of, split_address
+from obol.gateway.settling import Settler
+from obol.gateway.till import Patience, Till
+from obol.gateway.watch import watch_upstream
+from obol.x402.exact import build_requirements
+from obol.x402.facilitator import Facilitator
+
+
+class Gateway:
+    """An x402-paid reverse proxy in front of one inference server.
+
+    In an event loop: `await start_async()`, which returns when the gateway listens, and `await stop_async()`, or
+    `async with`. Elsewhere: `start()`, which blocks until `stop()` is called from another thread or Ctrl-C.
+
+    Raises at start: `SettingsError` naming the flag, `UpstreamUnavailableError`, `LedgerUnavailableError`.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        log: structlog.typing.FilteringBoundLogger | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = checked(config)
+        self._log = log or make_logger(as_json=True)
+        self._clock = clock or SystemClock()
+        self._stack = AsyncExitStack()
+        self._live: LiveOffer | None = None
+        self._runners: list[web.ServerRunner] = []
+        self._stopping: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self.warnings: list[str] = []
+        """What the seller should know although the gateway started."""
+
+    async def start_async(self) -> None:
+        """Check the upstream, open the ledger, go on with unfinished sales, listen."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop_async()
+            raise
+
+    async def stop_async(self) -> None:
+        """Refuse new sales, wait for those in flight and their settlements, then let go. Idempotent."""
+        await self._stack.aclose()
+        self._live = None
+        self._runners.clear()
+
+    def start(self) -> None:
+        """Serve until `stop()` or Ctrl-C. Blocks."""
+        run(self._serve_until_stopped())
+
+    def stop(self) -> None:
+        """Make a blocking `start()` in another thread drain and return. Does nothing when it is not running."""
+        with self._lock:
+            if self._stopping is not None:
+                self._stopping()
+
+    async def __aenter__(self) -> Self:
+        await self.start_async()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop_async()
+
+    @property
+    def offer(self) -> Offer:
+        """What is sold. Raises `RuntimeError` while it is not started."""
+        return self._started().offer
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the gateway. Raises `RuntimeError` while it is not started."""
+        self._started()
+        return _url(self._runners[0])
+
+    @property
+    def admin_url(self) -> str | None:
+        """Where `/status` and `/metrics` are, when they have an address of their own."""
+        return _url(self._runners[1]) if len(self._runners) > 1 else None
+
+    def _started(self) -> LiveOffer:
+        if self._live is None or not self._runners:
+            raise RuntimeError("the gateway is not started")
+        return self._live
+
+    async def _serve_until_stopped(self) -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stopping() -> None:
+            loop.call_soon_threadsafe(stopped.set)
+
+        async with self:
+            with self._lock:
+                self._stopping = stopping
+            try:
+                await stopped.wait()
+            finally:
+                with self._lock:
+                    self._stopping = None
+
+    async def _start(self) -> None:
+        config, stack = self.config, self._stack
+        probe = ServerProbe(config.upstream_url, auth=config.upstream_authorization, timeout_s=5.0)
+        stack.push_async_callback(probe.close)
+        server = await probe.probe()
+        offer = offer_of(config, tuple(model.id for model in server.models))
+        if not offer.models:
+            raise SettingsError("--upstream", "lists no models: load one first")
+        ports = await self._open_ports(offer)
+        live = await self._open_offer(offer, probe, server)
+        settler = Settler(ports)
+        stack.push_async_callback(settler.drain, config.drain_timeout_s)
+        recovered = await settler.recover()
+        if recovered:
+            self.warnings.append(f"{recovered} unfinished sales of an earlier run are being finished")
+        till = Till(live, ports, settler, Patience(config.body_timeout_s, config.reader_timeout_s))
+        app = App(till, public_url=config.public_url, has_admin=config.admin_listen is not None)
+        await self._listen(app)
+        self._live = live
+        watching = asyncio.get_running_loop().create_task(watch_upstream(live, probe.probe))
+        stack.callback(watching.cancel)
+        stack.push_async_callback(app.drain, config.drain_timeout_s)
+
+    async def _open_ports(self, offer: Offer) -> Ports:
+        config = self.config
+        data_dir = config.data_dir or user_data_dir()
+        ledger = await SqliteLedger.open(ledger_file(data_dir), self._clock)
+        self._stack.push_async_callback(ledger.close)
+        facilitator: Facilitator
+        if config.devnet:
+            chain = await DevnetChain.open(
+                devnet_file(data_dir), self._clock, networks=(offer.asset.network,), catalogue=config.catalogue
+            )
+            self._stack.push_async_callback(chain.close)
+            facilitator = DevnetFacilitator(chain)
+        else:
+            facilitator = HttpFacilitator(
+                config.facilitator_url,
+                verify_timeout_s=config.verify_timeout_s,
+                settle_timeout_s=config.settle_timeout_s,
+            )
+        self._stack.push_async_callback(facilitator.close)
+        if offer.payment_gate:
+            await self._check_supported(facilitator, offer)
+        return Ports(ledger, facilitator, self._clock, secrets.token_bytes, Metrics(), self._log, config.catalogue)
+
+    async def _check_supported(self, facilitator: Facilitator, offer: Offer) -> None:
+        """Refuse to sell what the facilitator says it cannot settle; go on when it cannot be asked now."""
+        try:
+            supported = await facilitator.supported()
+        except (FacilitatorUnavailableError, PeerProtocolError) as error:
+            self.warnings.append(f"the facilitator cannot be asked now ({error.reason}): payments wait for it with 503")
+            return
+        wanted = build_requirements(offer)
+        if not any(
+            kind.scheme == wanted.scheme and kind.x402_version == 2 and kind.network in (wanted.network, "eip155:*")
+            for kind in supported.kinds
+        ):
+            raise SettingsError(
+                "--facilitator", f"does not settle {wanted.scheme} on {offer.asset.network.name} ({wanted.network})"
+            )
+
+    async def _open_offer(self, offer: Offer, probe: ServerProbe, server: ProbedServer) -> LiveOffer:
+        config = self.config
+        upstream = HttpUpstream(
+            config.upstream_url,
+            connect_timeout_s=config.upstream_connect_timeout_s,
+            first_byte_timeout_s=config.upstream_first_byte_timeout_s,
+            idle_timeout_s=config.upstream_idle_timeout_s,
+            authorization=config.upstream_authorization,
+        )
+        self._stack.push_async_callback(upstream.close)
+        live = LiveOffer(
+            offer,
+            upstream=upstream,
+            clock=self._clock,
+            count_input_tokens=partial(probe.count_input_tokens, server.server_type),
+        )
+        live.is_upstream_up = True
+        return live
+
+    async def _listen(self, app: App) -> None:
+        await self._bind(app.handle, self.config.listen, "--listen")
+        if self.config.admin_listen is not None:
+            await self._bind(app.handle_admin, self.config.admin_listen, "--admin-listen")
+
+    async def _bind(self, handler: Handler, address: str, field: str) -> None:
+        host, port = split_address(address, field)
+        server = HttpServer(handler, log=self._log, entropy=secrets.token_bytes)
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, host, port, backlog=1024).start()
+        except OSError as error:
+            raise SettingsError(field, f"cannot listen on {address!r}: {error.strerror}") from error
+        self._runners.append(runner)
+
+
+def _url(runner: web.ServerRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)  # noqa: S104 - all interfaces: this one too
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,145 @@
+"""One sale, from a presented payment to its answer: check, claim, slot, terms, serve.
+
+The order decides who can lose what (DESIGN section 5). Whatever returns before the claim leaves the payment untouched;
+whatever returns after it goes through the terms, which write down what is owed.
+"""
+
+from dataclasses import replace
+
+import msgspec
+from aiohttp import web
+
+from obol.core.capacity import Saturation, Slot
+from obol.core.ledger import Claimed, InUse, Redeeming, Used
+from obol.core.offer import SettlementPolicy
+from obol.core.payment import Event
+from obol.core.sale import NewSale, Sale
+from obol.errors import LedgerUnavailableError
+from obol.gateway.call import Call
+from obol.gateway.checking import SETTLE_MARGIN_S, Checked, check
+from obol.gateway.order import Order
+from obol.gateway.patience import GONE, BuyerGone, buyer_patience
+from obol.gateway.replies import Reason, Refusal
+from obol.gateway.serve import serve
+from obol.gateway.slots import HeldSlot
+from obol.gateway.terms import Free, OnOutput, Paid, Terms, Waived, refusal_of_settlement
+from obol.gateway.till import Till
+from obol.x402.presented import Presented
+
+
+async def sell(till: Till, call: Call, order: Order, presented: Presented) -> web.StreamResponse | Refusal:
+    """Steps 5 to 10 of a sale. Runs in a task of its own: a buyer who hangs up does not stop it.
+
+    Raises `FacilitatorUnavailableError`, `PeerProtocolError` (nothing was claimed) and `LedgerUnavailableError`.
+    """
+    checked = await check(till, call, presented)
+    if isinstance(checked, Refusal):
+        return checked
+    claimed = await _claim(till, checked, order)
+    if isinstance(claimed, Refusal):
+        return claimed
+    slot = await _enter(till, call, checked, is_paid=isinstance(claimed, Redeeming))
+    if isinstance(slot, Refusal):
+        await till.settler.release(claimed.sale, slot.reason.value)
+        return slot
+    held = HeldSlot(till.live.gate, slot)
+    try:
+        terms = await _terms(till, claimed)
+        if isinstance(terms, Refusal):
+            return terms
+        return await serve(till, call, order, terms, held)
+    finally:
+        held.free(served=False)
+
+
+async def serve_free(till: Till, call: Call, order: Order) -> web.StreamResponse | Refusal:
+    """An answer without a payment gate; slots are counted per address."""
+    slot = await till.live.gate.enter(call.request.remote or "")
+    if not isinstance(slot, Slot):
+        return till.live.saturated(Reason(slot.value) if slot else Reason.QUEUE_TIMEOUT)
+    held = HeldSlot(till.live.gate, slot)
+    try:
+        return await serve(till, call, order, Free(), held)
+    finally:
+        held.free(served=False)
+
+
+async def _claim(till: Till, checked: Checked, order: Order) -> Claimed | Redeeming | Refusal:
+    started_s = till.ports.clock.monotonic_s()
+    new = _new_sale(till, checked, order)
+    try:
+        claimed = await till.ports.ledger.claim(new)
+    except LedgerUnavailableError:
+        await till.settler.release(new, Reason.LEDGER_UNAVAILABLE.value)  # it may have been recorded all the same
+        raise
+    till.ports.metrics.claim_s.observe(till.ports.clock.monotonic_s() - started_s)
+    match claimed:
+        case InUse(sale):
+            text = "this payment is being used by another request, or its settlement is not resolved yet"
+            return Refusal(Reason.PAYMENT_IN_USE, text, retry_after_s=1, sale_id=sale.id)
+        case Used(sale):
+            return Refusal(Reason.PAYMENT_USED, "this payment was used before; see its receipt", sale_id=sale.id)
+        case Claimed(sale) if not checked.is_fresh:
+            await till.settler.release(sale, Reason.PAYMENT_INVALID.value)
+            return Refusal(Reason.PAYMENT_INVALID, "the payment is no longer valid, and it bought nothing here")
+    till.ports.metrics.payment(till.live.offer.name, claimed.sale.state)
+    return claimed
+
+
+def _new_sale(till: Till, checked: Checked, order: Order) -> NewSale:
+    payment, offer = checked.payment, till.live.offer
+    return NewSale(
+        id=till.ports.entropy(16).hex(),
+        key=payment.key,
+        offer=offer.name,
+        pay_to=offer.pay_to,
+        authorized_atomic=payment.authorization.value_atomic,
+        valid_before_s=payment.authorization.valid_before_s,
+        api=order.api.value,
+        model=order.model.public,
+        payload=msgspec.json.encode(payment.payload),
+        requirements=msgspec.json.encode(till.live.requirements),
+        created_s=till.ports.clock.now_s(),
+    )
+
+
+async def _enter(till: Till, call: Call, checked: Checked, *, is_paid: bool) -> Slot | Refusal:
+    gate = till.live.gate
+    try:
+        async with buyer_patience(call):
+            slot = await gate.enter(checked.payment.key.payer)
+    except BuyerGone:
+        return GONE
+    if isinstance(slot, Saturation):
+        return till.live.saturated(Reason(slot.value))
+    if slot is None:
+        return till.live.saturated(Reason.QUEUE_TIMEOUT)
+    expires_s = checked.payment.authorization.valid_before_s
+    if not is_paid and expires_s < till.ports.clock.now_s() + SETTLE_MARGIN_S:
+        gate.leave(slot, served=False)
+        return Refusal(Reason.PAYMENT_INVALID, "the payment expired while the request waited for a slot")
+    return slot
+
+
+async def _terms(till: Till, claimed: Claimed | Redeeming) -> Terms | Refusal:
+    sale, settler, ports = claimed.sale, till.settler, till.ports
+    if isinstance(claimed, Redeeming):
+        return Paid(sale, settler, ports)
+    if till.live.offer.verify_only:
+        return Waived(sale, settler, ports)
+    if till.live.offer.settlement is SettlementPolicy.ON_OUTPUT:
+        return OnOutput(sale, settler, ports)
+    return await _settle_first(till, sale)
+
+
+async def _settle_first(till: Till, sale: Sale) -> Paid | Refusal:
+    """Policy `before`: money moves, is written down as owed to the buyer, and only then is the upstream contacted."""
+    held = [Event.SETTLED_UNDELIVERED, Event.SERVE]
+    try:
+        await till.ports.ledger.record(sale.id, [Event.SETTLE])
+        settlement = await till.settler.settle(sale, held, [Event.SETTLED_UNDELIVERED])
+    except LedgerUnavailableError:
+        await till.settler.release(sale, Reason.LEDGER_UNAVAILABLE.value)
+        raise
+    refusal = refusal_of_settlement(settlement, sale, till.ports.catalogue)
+    return refusal or Paid(replace(sale, transaction=settlement.transaction), till.settler, till.ports)

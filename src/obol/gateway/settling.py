@@ -1,0 +1,238 @@
+"""Settler: asks for the money, writes down what came of it, and keeps asking while it is not known.
+
+None of its work belongs to a buyer's connection. A settlement is a task of its own; when the process dies the ledger
+says where it stood, and `recover` goes on from there.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from obol.core.ledger import Change
+from obol.core.payment import FINAL, Event, State
+from obol.core.sale import Delivery, NewSale, Sale
+from obol.errors import LedgerUnavailableError
+from obol.gateway.ports import Ports
+from obol.x402.facilitator import Settlement, SettleOutcome
+from obol.x402.models import PaymentPayload, PaymentRequirements
+
+T = TypeVar("T")
+
+RETRY_SCHEDULE_S: Sequence[float] = (1, 2, 5, 15, 30, 60, 120, 300)
+"""Waits between questions about an unresolved settlement; the last one repeats until it is resolved."""
+
+
+class Settler:
+    """The settlements of one gateway. `retry_schedule_s` is passed in so that tests need not wait."""
+
+    def __init__(self, ports: Ports, retry_schedule_s: Sequence[float] = RETRY_SCHEDULE_S) -> None:
+        self._ports = ports
+        self._schedule_s = retry_schedule_s
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._chasing: set[asyncio.Task[Any]] = set()
+        self._pursued: set[str] = set()
+        """Ids of the sales that a background task sees to their end: nothing else may move them."""
+
+    def settle(self, sale: Sale, on_settled: Sequence[Event], if_late: Sequence[Event]) -> asyncio.Task[Settlement]:
+        """Ask for the money of a sale that is recorded as SETTLING.
+
+        The answer is recorded before the task ends: `on_settled` are the steps of a settlement that came in time,
+        `if_late` those of one that is only learnt after nobody waits for it. The task raises `LedgerUnavailableError`
+        when the answer could not be recorded; asking and recording go on in the background.
+        """
+        return self._spawn(self._settle(sale, on_settled, if_late), self._tasks)
+
+    async def release(self, sale: Sale | NewSale, reason: str) -> None:
+        """Nothing was delivered: go back to where the buyer loses nothing, trying until it is recorded.
+
+        That is RELEASED, or OWED when money has moved. A sale whose step to SETTLING was recorded although the ledger
+        could not say so is treated as after a crash: asked about until it is known. Returns after the first try: the
+        payment can then be presented again at once, and a ledger that fails keeps neither buyer nor slot waiting.
+        """
+        tried = asyncio.Event()
+        self._spawn(self._release(sale.id, reason, tried), self._tasks)
+        await tried.wait()
+
+    def record_soon(self, sale: Sale, events: Sequence[Event], change: Change) -> asyncio.Task[None]:
+        """Record a step that nobody waits for, trying until it is recorded."""
+        return self._spawn(self._keep_recording(sale.id, events, change), self._tasks)
+
+    async def recover(self) -> int:
+        """Go on with the sales that a dead process left unfinished; how many there were."""
+        sales = await self._ports.ledger.adopt()
+        for sale in sales:
+            await self._resume(sale, "gateway_stopped")
+        return len(sales)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for settlements under way, then stop asking about unresolved ones: the ledger keeps them."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in (*self._tasks, *self._chasing):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._chasing, return_exceptions=True)
+
+    async def _settle(self, sale: Sale, on_settled: Sequence[Event], if_late: Sequence[Event]) -> Settlement:
+        settlement = await self._ask(sale)
+        try:
+            await self._book(sale, settlement, on_settled)
+        except LedgerUnavailableError:
+            self._pursue(sale, if_late, answer=settlement)
+            raise
+        if not _is_resolved(settlement):
+            self._pursue(sale, if_late)
+        return settlement
+
+    def _pursue(self, sale: Sale, if_late: Sequence[Event], *, answer: Settlement | None = None) -> None:
+        """See a sale to its end in the background, once. `answer` is one that could not be recorded."""
+        if sale.id in self._pursued:
+            return
+        self._pursued.add(sale.id)
+        task = self._spawn(self._pursuit(sale, if_late, answer), self._chasing)
+        task.add_done_callback(lambda _: self._pursued.discard(sale.id))
+
+    async def _pursuit(self, sale: Sale, if_late: Sequence[Event], answer: Settlement | None) -> None:
+        attempt = 0
+        while answer is not None:
+            await self._wait(attempt)
+            attempt += 1
+            try:
+                await self._book_late(sale, answer, if_late)
+            except LedgerUnavailableError:
+                self._ports.log.error("settlement_not_recorded", sale=sale.id)
+                continue
+            if _is_resolved(answer):
+                return
+            answer = None
+        await self._ask_until_settled(sale, if_late)
+
+    async def _book_late(self, sale: Sale, answer: Settlement, if_late: Sequence[Event]) -> None:
+        """Record an answer that the ledger said it could not record: it may have been recorded all the same."""
+        current = await self._ports.ledger.sale(sale.id)
+        if current is None or current.state is State.SETTLING:
+            await self._book(sale, answer, if_late)
+        elif current.state is State.REDEEMING:  # by nobody: its sale ended with the ledger's failure
+            await self._ports.ledger.record(sale.id, [Event.RELEASE], Change(reason=answer.reason))
+
+    async def _ask_until_settled(self, sale: Sale, if_late: Sequence[Event]) -> None:
+        """Ask again and again: the same payload moves the money at most once, so asking is safe.
+
+        Only a yes ends it. After a lost answer a no proves nothing: the first transaction may have won, and its money
+        moved, before the window closed or the nonce was found used. What is unknown stays unknown.
+        """
+        attempt = 0
+        while True:
+            await self._wait(attempt)
+            attempt += 1
+            settlement = await self._ask(sale)
+            if settlement.outcome is not SettleOutcome.SETTLED:
+                self._ports.log.warning("settlement_unresolved", sale=sale.id, reason=settlement.reason)
+                continue
+            try:
+                await self._book(sale, settlement, if_late)
+            except LedgerUnavailableError:
+                self._ports.log.error("settlement_not_recorded", sale=sale.id)
+                continue
+            return
+
+    async def _ask(self, sale: Sale) -> Settlement:
+        payload = msgspec.json.decode(sale.payload, type=PaymentPayload)
+        requirements = msgspec.json.decode(sale.requirements, type=PaymentRequirements)
+        asked_s = self._ports.clock.monotonic_s()
+        settlement = await self._ports.facilitator.settle(payload, requirements)
+        self._ports.metrics.settlement_s.observe(self._ports.clock.monotonic_s() - asked_s)
+        return settlement
+
+    async def _book(self, sale: Sale, settlement: Settlement, on_settled: Sequence[Event]) -> None:
+        ports = self._ports
+        match settlement.outcome:
+            case SettleOutcome.SETTLED:
+                change = Change(
+                    settled_atomic=sale.authorized_atomic, transaction=settlement.transaction, reason=settlement.reason
+                )
+                recorded = await ports.ledger.record(sale.id, on_settled, change)
+                ports.metrics.revenue(sale.key.network, sale.key.asset, sale.authorized_atomic)
+            case SettleOutcome.FAILED:
+                change = Change(settled_atomic=0, reason=settlement.reason)
+                recorded = await ports.ledger.record(sale.id, [Event.SETTLE_FAILED], change)
+            case SettleOutcome.PENDING | SettleOutcome.UNKNOWN:
+                change = Change(transaction=settlement.transaction or None, reason=settlement.reason)
+                recorded = await ports.ledger.record(sale.id, [Event.SETTLE_UNKNOWN], change)
+        ports.metrics.payment(sale.offer, recorded.state)
+        ports.log.info(
+            "settlement",
+            sale=sale.id,
+            offer=sale.offer,
+            state=recorded.state.value,
+            reason=settlement.reason,
+            transaction=settlement.transaction,
+        )
+
+    async def _release(self, sale_id: str, reason: str, tried: asyncio.Event) -> None:
+        attempt = 0
+        while True:
+            try:
+                current = await self._ports.ledger.sale(sale_id)
+                if current is not None and sale_id not in self._pursued and current.state not in FINAL | {State.OWED}:
+                    await self._resume(replace(current, delivery=Delivery.NONE), reason)
+                return
+            except LedgerUnavailableError:
+                self._ports.log.error("sale_not_recorded", sale=sale_id)
+            finally:
+                tried.set()
+            await self._wait(attempt)
+            attempt += 1
+
+    async def _resume(self, sale: Sale, reason: str) -> None:
+        """Go on from where the ledger says a sale is, with `sale.delivery` for what was handed over."""
+        ledger, handed_over = self._ports.ledger, Change(delivery=sale.delivery)
+        late = [Event.SETTLED_UNDELIVERED] if sale.delivery is Delivery.NONE else [Event.SETTLED]
+        match sale.state:
+            case State.CLAIMED | State.SERVING | State.REDEEMING:
+                await ledger.record(sale.id, [Event.RELEASE], Change(reason=reason))
+            case State.SERVED:
+                await ledger.record(sale.id, [Event.SETTLE, Event.SETTLE_UNKNOWN], handed_over)
+                self._pursue(sale, late)
+            case State.SETTLING:
+                await ledger.record(sale.id, [Event.SETTLE_UNKNOWN], handed_over)
+                self._pursue(sale, late)
+            case State.SETTLE_UNKNOWN:
+                self._pursue(sale, late)
+            case _:
+                self._ports.log.error("adopted_a_finished_sale", sale=sale.id, state=sale.state.value)
+
+    async def _keep_recording(self, sale_id: str, events: Sequence[Event], change: Change) -> None:
+        attempt = 0
+        while True:
+            try:
+                recorded = await self._ports.ledger.record(sale_id, events, change)
+            except LedgerUnavailableError:
+                self._ports.log.error("sale_not_recorded", sale=sale_id)
+                await self._wait(attempt)
+                attempt += 1
+            else:
+                if events:
+                    self._ports.metrics.payment(recorded.offer, recorded.state)
+                return
+
+    async def _wait(self, attempt: int) -> None:
+        await asyncio.sleep(self._schedule_s[min(attempt, len(self._schedule_s) - 1)])
+
+    def _spawn(self, work: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(self._report)
+        return task
+
+    def _report(self, task: asyncio.Task[Any]) -> None:
+        """A background loop's edge: a bug must not vanish with its task."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._ports.log.error("settler_failed", error=type(error).__name__, exc_info=error)
+
+
+def _is_resolved(settlement: Settlement) -> bool:
+    return settlement.outcome in (SettleOutcome.SETTLED, SettleOutcome.FAILED)
