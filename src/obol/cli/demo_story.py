@@ -107,7 +107,8 @@ class Story:
 
         stack.push_async_callback(end)
         with self._say.step("starting the facilitator", "a facilitator that settles on a devnet ledger: play money"):
-            await asyncio.wait([listening, serving], return_when=asyncio.FIRST_COMPLETED)
+            first: tuple[asyncio.Future[Any], ...] = (listening, serving)
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 await serving
             return await listening
