@@ -238,7 +238,7 @@ def test_what_a_seller_declined_stays_held_until_it_can_no_longer_be_settled(
         (Answer(502, SETTLED), PaymentStatus.PAID),
         (Answer(502, FAILED), PaymentStatus.UNPAID),
         (Answer(502, PENDING), PaymentStatus.UNKNOWN),
-        (Answer(200, FAILED), PaymentStatus.UNKNOWN),
+        (Answer(200, FAILED), PaymentStatus.UNPAID),
         (Serve(has_receipt=False), PaymentStatus.UNKNOWN),
         (Serve(settled=False), PaymentStatus.PAID),
     ],

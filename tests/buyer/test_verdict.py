@@ -43,7 +43,12 @@ def test_a_receipt_of_success_is_payment_whatever_the_status(status_code: int, h
         (402, "", None, PaymentStatus.UNPAID),
         (402, "0xab", "transaction_failed", PaymentStatus.UNKNOWN),
         (402, "", "settlement_pending", PaymentStatus.UNKNOWN),
-        (200, "", "insufficient_funds", PaymentStatus.UNKNOWN),
+        (
+            200,
+            "",
+            "no_output",
+            PaymentStatus.UNPAID,
+        ),  # an answer that costs nothing; held all the same until it expires
     ],
 )
 def test_a_receipt_of_failure_is_believed_only_when_nothing_was_broadcast(

@@ -1,7 +1,8 @@
 """What an answer to a paid request says about the money. Pure.
 
-The settlement header decides where there is one. Without it only statuses by which a seller declines before it settles
-count as unpaid; whatever else is not known is unknown, and never unpaid.
+The settlement header decides where there is one: a seller's "not settled" is believed as far as it costs nothing,
+because the amount stays held until the payload has expired. Without it only statuses by which a seller declines
+before it settles count as unpaid; whatever else is not known is unknown, and never unpaid.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ def judge(status_code: int, headers: Mapping[str, str]) -> Verdict:
     if response.success:
         return Verdict(PaymentStatus.PAID, response.transaction)
     reason = response.error_reason or "settlement_failed"
-    if 200 <= status_code < 300 or response.transaction or reason == _PENDING:
+    if response.transaction or reason == _PENDING:
         return Verdict(PaymentStatus.UNKNOWN, response.transaction, reason)
     return Verdict(PaymentStatus.UNPAID, reason=reason)
 

@@ -49,23 +49,13 @@ class NewSale:
 
 
 @dataclass(frozen=True, slots=True)
-class Sale:
-    """One row of the ledger. Times in Unix seconds; `transaction` "" until money moved."""
+class Sale(NewSale):
+    """One row of the ledger: what was claimed, and what became of it. `transaction` "" until money moved."""
 
-    id: str
-    key: ClaimKey
-    offer: str
-    pay_to: str
-    authorized_atomic: int
-    valid_before_s: int
-    api: str
-    model: str
-    payload: bytes = field(repr=False)
-    requirements: bytes
-    created_s: float
     state: State
     delivery: Delivery = Delivery.NONE
     settled_atomic: int | None = None
+    """None while it is not known."""
     transaction: str = ""
     reason: str = ""
     usage: Usage = UNKNOWN_USAGE
