@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from obol.adapters.paths import default_data_dir, devnet_file
+from obol.adapters.paths import default_data_dir, devnet_file, ledger_file
 from obol.errors import SettingsError
 
 
@@ -29,3 +29,7 @@ def test_without_a_home_the_flag_is_asked_for(environ: dict[str, str]) -> None:
 
 def test_the_devnet_is_one_file_in_it() -> None:
     assert devnet_file(Path("/data")) == Path("/data/devnet.sqlite3")
+
+
+def test_all_gateways_of_a_user_share_one_ledger_so_that_claims_are_shared() -> None:
+    assert ledger_file(Path("/data")) == Path("/data/ledger.sqlite3")

@@ -6,6 +6,7 @@ begin with `obol_`. Revenue is kept in exact integers, rendered beside the regis
 
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -26,6 +27,8 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter("obol_requests", "Requests by outcome", ["offer", "outcome"], registry=registry)
         self._payments = Counter("obol_payments", "Payments by state reached", ["offer", "state"], registry=registry)
+        self._request_counter = cache(self._requests.labels)  # few label values, and looking them up costs
+        self._payment_counter = cache(self._payments.labels)
         self._revenue: Tally[tuple[str, str]] = Tally()
         self._in_flight = Gauge("obol_in_flight", "Slots held", ["offer"], registry=registry)
         self._queued = Gauge("obol_queued", "Sales waiting for a slot", ["offer"], registry=registry)
@@ -71,11 +74,11 @@ class Metrics:
 
     def request(self, offer: str, outcome: str) -> None:
         """Count a request: `served`, `quoted`, `upstream_error`, or the reason of its refusal."""
-        self._requests.labels(offer, outcome).inc()
+        self._request_counter(offer, outcome).inc()
 
     def payment(self, offer: str, state: str) -> None:
         """Count a payment that reached a state."""
-        self._payments.labels(offer, state).inc()
+        self._payment_counter(offer, state).inc()
 
     def revenue(self, network: str, asset: str, amount_atomic: int) -> None:
         """Add settled atomic units."""

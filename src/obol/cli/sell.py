@@ -114,13 +114,25 @@ def status(url: str, as_json: bool) -> None:
         raise output.CommandError(
             f"no gateway answers at {url}", code=ExitCode.CONNECTION, hint="Start one with `obol sell inference`."
         ) from error
-    if answer.status_code != 200 or "application/json" not in answer.headers.get("content-type", ""):
+    report = _report(answer.content) if answer.status_code == 200 else None
+    if report is None:
         raise output.CommandError(
-            f"{url} has no /status (HTTP {answer.status_code})",
+            f"{url} has no /status of a gateway (HTTP {answer.status_code})",
             code=ExitCode.NOT_FOUND,
             hint="If the gateway runs with --admin-listen, give that address as --url.",
         )
-    _show_status(answer.json(), as_json=as_json)
+    _show_status(report, as_json=as_json)
+
+
+def _report(body: bytes) -> dict[str, Any] | None:
+    """A gateway's status, or None for what some other server has at that path."""
+    import json
+
+    try:
+        report = json.loads(body)
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and {"offer", "capacity", "inFlight"} <= report.keys() else None
 
 
 def _config(options: dict[str, Any], environ: Any) -> "GatewayConfig":

@@ -6,12 +6,14 @@ So where a check says no, the ledger is asked whether it knows the payment, and 
 
 from dataclasses import dataclass
 
+import msgspec
+
 from obol.core.offer import SettlementPolicy
 from obol.errors import FacilitatorUnavailableError, PeerProtocolError
 from obol.gateway.call import Call
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.till import Till
-from obol.x402.exact import Undecided, Verified, matches, parse_authorization
+from obol.x402.exact import ExactVerifier, Undecided, Verified, matches, parse_authorization
 from obol.x402.facilitator import Refused
 from obol.x402.presented import Presented
 
@@ -35,12 +37,12 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
     live, ports = till.live, till.ports
     if not matches(presented, live.requirements, ports.catalogue):
         text = "the payment does not fit this offer: take the requirements of this answer"
-        return Refusal(Reason.NO_MATCHING_REQUIREMENT, text)
+        return await _sold_before(till, presented) or Refusal(Reason.NO_MATCHING_REQUIREMENT, text)
     started_s = ports.clock.monotonic_s()
     payment = live.verifier.verify(presented, ports.clock.now_s())
     ports.metrics.verification_s.observe(ports.clock.monotonic_s() - started_s)
     if isinstance(payment, Refused):
-        return await _known_outside_window(till, presented) or _invalid(payment)
+        return await _sold_before(till, presented) or _invalid(payment)
     if isinstance(payment, Verified) and live.offer.settlement is SettlementPolicy.BEFORE:
         return Checked(payment, is_fresh=True)  # settling comes next and asks the same questions
     try:
@@ -57,13 +59,19 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
     return _invalid(outcome)
 
 
-async def _known_outside_window(till: Till, presented: Presented) -> Checked | None:
-    """The payment, if only its time window is wrong and the ledger knows it: an owed answer does not expire."""
-    inside_s = parse_authorization(presented.payload).valid_before_s - SETTLE_MARGIN_S
-    payment = till.live.verifier.verify(presented, inside_s)
-    if isinstance(payment, Verified) and await _is_known(till, payment):
-        return Checked(payment, is_fresh=False)
-    return None
+async def _sold_before(till: Till, presented: Presented) -> Checked | None:
+    """The payment, if it was right when this offer sold for it: neither time nor a new price or recipient takes away
+    what it bought. A sale of another offer counts only where that asks for the same."""
+    offer, asks = till.live.offer, till.live.requirements
+    authorization = parse_authorization(presented.payload)
+    asked = msgspec.structs.replace(asks, amount=str(authorization.value_atomic), pay_to=authorization.to)
+    verifier = ExactVerifier(asked, offer.asset, max_validity_s=offer.max_validity_s)
+    payment = verifier.verify(presented, authorization.valid_before_s - SETTLE_MARGIN_S)
+    if not isinstance(payment, Verified):
+        return None
+    sale = await till.ports.ledger.find(payment.key)
+    is_same = (asked.amount, asked.pay_to) == (asks.amount, asks.pay_to.lower())
+    return Checked(payment, is_fresh=False) if sale is not None and (is_same or sale.offer == offer.name) else None
 
 
 async def _is_known(till: Till, payment: Verified | Undecided) -> bool:

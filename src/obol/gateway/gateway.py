@@ -145,6 +145,8 @@ class Gateway:
             raise SettingsError("--upstream", "lists no models: load one first")
         ports = await self._open_ports(offer)
         live = await self._open_offer(offer, probe, server)
+        admission = live.gate.admission
+        ports.metrics.watch(offer, lambda: admission.in_flight, lambda: admission.queued)
         settler = Settler(ports)
         stack.push_async_callback(settler.drain, config.drain_timeout_s)
         recovered = await settler.recover()

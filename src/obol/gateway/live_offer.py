@@ -14,6 +14,11 @@ from obol.x402.models import ResourceInfo
 PAYMENT_REQUIRED_TEXT = "Payment required"
 _CHALLENGES_KEPT = 256
 """Challenges differ by resource URL only; a caller that varies Host must not grow memory."""
+_SATURATED = {
+    Reason.SATURATED: "all slots of this offer are in use; nothing was charged",
+    Reason.BUYER_SATURATED: "you have as many requests in flight as this offer allows one buyer; nothing was charged",
+    Reason.QUEUE_TIMEOUT: "no slot became free in time; nothing was charged",
+}
 _WARM_S = 300.0
 """An upstream that gave output within this time is taken to have its model loaded."""
 
@@ -63,12 +68,7 @@ class LiveOffer:
 
     def saturated(self, reason: Reason) -> Refusal:
         """A 429 that asks for no money."""
-        text = {
-            Reason.SATURATED: "all slots of this offer are in use",
-            Reason.BUYER_SATURATED: "you have as many requests in flight as this offer allows one buyer",
-            Reason.QUEUE_TIMEOUT: "no slot became free in time",
-        }[reason]
-        return Refusal(reason, f"{text}; nothing was charged", retry_after_s=self.gate.retry_after_s())
+        return Refusal(reason, _SATURATED[reason], retry_after_s=self.gate.retry_after_s())
 
     def challenge(self, resource_url: str, error: str = PAYMENT_REQUIRED_TEXT) -> Challenge:
         """The 402 for a resource; computed once per URL for the ordinary text."""

@@ -52,33 +52,40 @@ async def read_order(call: Call, live: LiveOffer, api: Api, target: str, *, body
 
 async def read_body(request: web.BaseRequest, limit_bytes: int, timeout_s: float) -> bytes | Refusal:
     """The whole body, or a refusal as soon as it is known to be too large or too slow: a slow one holds no slot."""
-    too_large = Refusal(Reason.BODY_TOO_LARGE, f"the body is larger than {limit_bytes} bytes")
     declared = request.content_length
     if declared is not None and declared > limit_bytes:
-        return too_large
+        return _too_large(limit_bytes)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         return Refusal(Reason.MALFORMED_REQUEST, "compressed bodies are not read: send it without Content-Encoding")
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
-        async with asyncio.timeout(timeout_s):
-            body = await _read(request, limit_bytes)
+        body = await _read(request, limit_bytes, timeout_s)
     except TimeoutError:
         return Refusal(Reason.BODY_TIMEOUT, f"the body did not arrive within {timeout_s:.0f} s")
     except web.RequestPayloadError:
         return Refusal(Reason.MALFORMED_REQUEST, "the body is not framed as HTTP says")
-    return too_large if body is None else body
+    return _too_large(limit_bytes) if body is None else body
 
 
-async def _read(request: web.BaseRequest, limit_bytes: int) -> bytes | None:
-    """The whole body; None as soon as it is larger than the limit."""
+def _too_large(limit_bytes: int) -> Refusal:
+    return Refusal(Reason.BODY_TOO_LARGE, f"the body is larger than {limit_bytes} bytes")
+
+
+async def _read(request: web.BaseRequest, limit_bytes: int, timeout_s: float) -> bytes | None:
+    """The whole body; None as soon as it is larger than the limit. Raises `TimeoutError`."""
+    content = request.content
+    if content.is_eof():  # it came whole with the head, as most do: nothing to wait for
+        body = content.read_nowait()
+        return body if len(body) <= limit_bytes else None
     parts: list[bytes] = []
     size = 0
-    while chunk := await request.content.readany():
-        size += len(chunk)
-        if size > limit_bytes:
-            return None
-        parts.append(chunk)
+    async with asyncio.timeout(timeout_s):
+        while chunk := await content.readany():
+            size += len(chunk)
+            if size > limit_bytes:
+                return None
+            parts.append(chunk)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

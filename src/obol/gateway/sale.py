@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 from aiohttp import web
 
-from obol.core.capacity import Saturation, Slot
+from obol.core.capacity import Slot
 from obol.core.ledger import Claimed, InUse, Redeeming, Used
 from obol.core.offer import SettlementPolicy
 from obol.core.payment import Event
@@ -54,9 +54,9 @@ async def sell(till: Till, call: Call, order: Order, presented: Presented) -> we
 
 async def serve_free(till: Till, call: Call, order: Order) -> web.StreamResponse | Refusal:
     """An answer without a payment gate; slots are counted per address."""
-    slot = await till.live.gate.enter(call.request.remote or "")
-    if not isinstance(slot, Slot):
-        return till.live.saturated(Reason(slot.value) if slot else Reason.QUEUE_TIMEOUT)
+    slot = await _wait_for_slot(till, call, call.request.remote or "")
+    if isinstance(slot, Refusal):
+        return slot
     held = HeldSlot(till.live.gate, slot)
     try:
         return await serve(till, call, order, Free(), held)
@@ -104,21 +104,25 @@ def _new_sale(till: Till, checked: Checked, order: Order) -> NewSale:
 
 
 async def _enter(till: Till, call: Call, checked: Checked, *, is_paid: bool) -> Slot | Refusal:
-    gate = till.live.gate
-    try:
-        async with buyer_patience(call):
-            slot = await gate.enter(checked.payment.key.payer)
-    except BuyerGone:
-        return GONE
-    if isinstance(slot, Saturation):
-        return till.live.saturated(Reason(slot.value))
-    if slot is None:
-        return till.live.saturated(Reason.QUEUE_TIMEOUT)
+    slot = await _wait_for_slot(till, call, checked.payment.key.payer)
+    if isinstance(slot, Refusal):
+        return slot
     expires_s = checked.payment.authorization.valid_before_s
     if not is_paid and expires_s < till.ports.clock.now_s() + SETTLE_MARGIN_S:
-        gate.leave(slot, served=False)
+        till.live.gate.leave(slot, served=False)
         return Refusal(Reason.PAYMENT_INVALID, "the payment expired while the request waited for a slot")
     return slot
+
+
+async def _wait_for_slot(till: Till, call: Call, buyer: str) -> Slot | Refusal:
+    try:
+        async with buyer_patience(call):
+            slot = await till.live.gate.enter(buyer)
+    except BuyerGone:
+        return GONE
+    if isinstance(slot, Slot):
+        return slot
+    return till.live.saturated(Reason.QUEUE_TIMEOUT if slot is None else Reason(slot.value))
 
 
 async def _terms(till: Till, claimed: Claimed | Redeeming) -> Terms | Refusal:

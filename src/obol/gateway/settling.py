@@ -5,6 +5,7 @@ says where it stood, and `recover` goes on from there.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 RETRY_SCHEDULE_S: Sequence[float] = (1, 2, 5, 15, 30, 60, 120, 300)
 """Waits between questions about an unresolved settlement; the last one repeats until it is resolved."""
+
+RELEASE_PATIENCE_S = 1.0
+"""How long a refusal waits for its payment to be free again."""
 
 
 class Settler:
@@ -49,12 +53,15 @@ class Settler:
         """Nothing was delivered: go back to where the buyer loses nothing, trying until it is recorded.
 
         That is RELEASED, or OWED when money has moved. A sale whose step to SETTLING was recorded although the ledger
-        could not say so is treated as after a crash: asked about until it is known. Returns after the first try: the
-        payment can then be presented again at once, and a ledger that fails keeps neither buyer nor slot waiting.
+        could not say so is treated as after a crash: asked about until it is known. Returns after the first try, or
+        `RELEASE_PATIENCE_S`: the payment can then be presented again at once, and a ledger that fails keeps neither
+        buyer nor slot waiting.
         """
         tried = asyncio.Event()
         self._spawn(self._release(sale.id, reason, tried), self._tasks)
-        await tried.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELEASE_PATIENCE_S):
+                await tried.wait()
 
     def record_soon(self, sale: Sale, events: Sequence[Event], change: Change) -> asyncio.Task[None]:
         """Record a step that nobody waits for, trying until it is recorded."""
@@ -80,6 +87,7 @@ class Settler:
         try:
             await self._book(sale, settlement, on_settled)
         except LedgerUnavailableError:
+            self._ports.log.error("settlement_not_recorded", sale=sale.id)
             self._pursue(sale, if_late, answer=settlement)
             raise
         if not _is_resolved(settlement):
@@ -192,7 +200,8 @@ class Settler:
         late = [Event.SETTLED_UNDELIVERED] if sale.delivery is Delivery.NONE else [Event.SETTLED]
         match sale.state:
             case State.CLAIMED | State.SERVING | State.REDEEMING:
-                await ledger.record(sale.id, [Event.RELEASE], Change(reason=reason))
+                released = await ledger.record(sale.id, [Event.RELEASE], Change(reason=reason))
+                self._ports.metrics.payment(released.offer, released.state)
             case State.SERVED:
                 await ledger.record(sale.id, [Event.SETTLE, Event.SETTLE_UNKNOWN], handed_over)
                 self._pursue(sale, late)
@@ -230,7 +239,8 @@ class Settler:
 
     def _report(self, task: asyncio.Task[Any]) -> None:
         """A background loop's edge: a bug must not vanish with its task."""
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, LedgerUnavailableError):  # that one was told where it was met
             self._ports.log.error("settler_failed", error=type(error).__name__, exc_info=error)
 
 

@@ -1,0 +1,74 @@
+"""A ledger that fails when a test says so, in both ways: without having recorded, and although it has."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from obol.core.ledger import NO_CHANGE, Change, ClaimOutcome, Ledger
+from obol.core.payment import Event
+from obol.core.sale import ClaimKey, NewSale, Sale
+from obol.errors import LedgerUnavailableError
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Fault:
+    """The next `times` calls of `method` fail; of `record`, those with `event` among the events."""
+
+    method: str
+    event: Event | None = None
+    recorded: bool = False
+    """True: it was recorded, and the ledger could not say so."""
+    times: int = 1
+
+
+class FailingLedger:
+    """`wrap` a ledger with it; `is_down` fails everything."""
+
+    def __init__(self) -> None:
+        self.is_down = False
+        self.faults: list[Fault] = []
+        self._ledger: Ledger | None = None
+
+    def wrap(self, ledger: Ledger) -> Ledger:
+        self._ledger = ledger
+        return self
+
+    async def claim(self, sale: NewSale) -> ClaimOutcome:
+        return await self._do("claim", lambda ledger: ledger.claim(sale))
+
+    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
+        return await self._do("record", lambda ledger: ledger.record(sale_id, events, change), events)
+
+    async def sale(self, sale_id: str) -> Sale | None:
+        return await self._do("sale", lambda ledger: ledger.sale(sale_id))
+
+    async def find(self, key: ClaimKey) -> Sale | None:
+        return await self._do("find", lambda ledger: ledger.find(key))
+
+    async def adopt(self) -> list[Sale]:
+        return await self._do("adopt", lambda ledger: ledger.adopt())
+
+    async def check(self) -> None:
+        await self._do("check", lambda ledger: ledger.check())
+
+    async def close(self) -> None:
+        await self._do("close", lambda ledger: ledger.close())
+
+    async def _do(self, method: str, work: Callable[[Ledger], Awaitable[T]], events: Sequence[Event] = ()) -> T:
+        assert self._ledger is not None
+        fault = self._take(method, events)
+        if self.is_down or (fault is not None and not fault.recorded):
+            raise LedgerUnavailableError("the ledger cannot be read or written: disk I/O error")
+        result = await work(self._ledger)
+        if fault is not None:
+            raise LedgerUnavailableError("the ledger cannot be read or written: it was, but nobody could say so")
+        return result
+
+    def _take(self, method: str, events: Sequence[Event]) -> Fault | None:
+        for fault in self.faults:
+            if fault.times and fault.method == method and (fault.event is None or fault.event in events):
+                fault.times -= 1
+                return fault
+        return None

@@ -1,0 +1,355 @@
+"""Who owes what when the buyer leaves, the upstream fails or the ledger does, at each moment of a sale."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import aiohttp
+import pytest
+
+from obol.core.offer import SettlementPolicy
+from obol.core.payment import Event
+from tests.fakes.clock import FakeClock
+from tests.fakes.facilitator import SlowSettle
+from tests.fakes.model_server import Behaviour, Death
+from tests.gateway.failing_ledger import FailingLedger, Fault
+from tests.gateway.fixtures import MakeShop
+from tests.gateway.shop import PRICE_ATOMIC, Answer, Json, Shop, chat
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+BEFORE = SettlementPolicy.BEFORE
+QUICK_S = (0.01,)
+BIG = Behaviour(tokens=400, words=("x" * 65536,))
+"""26 MB: more than the sockets between gateway and buyer hold."""
+
+
+@asynccontextmanager
+async def asking(shop: Shop, payment: dict[str, str], body: Json) -> AsyncIterator[None]:
+    """Inside, a request is under way; leaving hangs up before its answer."""
+    task = asyncio.get_running_loop().create_task(shop.post(payment, body))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def owe(shop: Shop, *, stream: bool = False) -> Answer:
+    """A payment that was settled first, and whose upstream then failed."""
+    shop.upstream.script = [Behaviour(status=500)]
+    answer = await shop.pay(chat(stream=stream))
+    assert answer.status == 500
+    assert (await shop.receipt(answer))["state"] == "owed"
+    return answer
+
+
+# --------------------------------------------------------------------------------------- the buyer leaves: on-output
+
+
+@BOTH
+async def test_a_buyer_who_leaves_before_the_first_byte_pays_nothing(shop: Shop, stream: bool) -> None:
+    assert (await shop.pay()).status == 200  # the model is loaded from now on
+    head = asyncio.Event()
+    shop.upstream.script = [Behaviour(hold_before_head=head)]
+    payment = shop.payment()
+    async with asking(shop, payment, chat(stream=stream)):
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+    async with asyncio.timeout(5):
+        await shop.upstream.calls[1].disconnected.wait()
+    await shop.until_states("settled", "released")
+    assert (await shop.post(payment, chat(stream=stream))).status == 200
+    await shop.until_states("settled", "released", "settled")
+    assert await shop.earned_atomic() == 2 * PRICE_ATOMIC
+
+
+async def test_a_buyer_who_leaves_while_the_model_thinks_pays_nothing(shop: Shop) -> None:
+    """The head is there, but no output."""
+    shop.upstream.script = [Behaviour(hold_before_first_token=asyncio.Event())]
+    payment = shop.payment()
+    async with asking(shop, payment, chat(stream=True)):
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+    async with asyncio.timeout(5):
+        await shop.upstream.calls[0].disconnected.wait()
+    await shop.until_states("released")
+    assert (await shop.post(payment)).status == 200
+
+
+async def test_a_buyer_who_leaves_a_cold_upstream_does_not_abort_its_loading(shop: Shop) -> None:
+    head = asyncio.Event()
+    shop.upstream.script = [Behaviour(hold_before_head=head)]
+    async with asking(shop, shop.payment(), chat(stream=True)):
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+    await shop.until_status(inFlight=1)
+    assert not shop.upstream.calls[0].disconnected.is_set()
+    head.set()
+    await shop.until_states("released")
+    assert await shop.transfers() == []
+
+
+async def test_a_buyer_who_leaves_after_the_first_output_has_bought_it(shop: Shop) -> None:
+    rest = asyncio.Event()
+    shop.upstream.behaviour = Behaviour(tokens=5, hold_between_tokens=rest)
+    payment = shop.payment()
+    async with shop.open(payment, chat(stream=True)) as response:
+        assert b"Hello" in await response.content.readany()
+        sale_id = response.headers["X-Obol-Receipt"].removeprefix("/receipts/")
+    async with asyncio.timeout(5):
+        await shop.upstream.calls[0].disconnected.wait()
+    await shop.receipt_in("settled", sale_id, delivery="abandoned_by_buyer")
+    assert (await shop.again(payment, chat(stream=True))).reason == "payment_used"
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+async def test_a_buyer_who_leaves_while_a_plain_answer_is_settled_is_owed_it(make_shop: MakeShop) -> None:
+    shop = await make_shop(facilitator=True)
+    shop.facilitator.behaviour = SlowSettle()
+    payment = shop.payment()
+    async with asking(shop, payment, chat()):
+        await shop.facilitator.settle_arrived.wait()
+    shop.facilitator.release.set()
+    await shop.until_states("owed")
+    answer = await shop.post(payment)
+    assert (answer.status, answer.settlement) == (200, "settled")
+    await shop.receipt_in("settled", answer, delivery="complete")
+    assert (await shop.again(payment)).reason == "payment_used"
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+async def test_a_buyer_who_leaves_before_the_end_of_a_plain_answer_has_had_it(
+    make_shop: MakeShop, settlement: SettlementPolicy
+) -> None:
+    """Else one payment would buy any number of answers of which only the last bytes are missing."""
+    shop = await make_shop(settlement=settlement)
+    shop.upstream.behaviour = BIG
+    payment = shop.payment()
+    async with shop.open(payment, chat()) as response:
+        assert await response.content.readexactly(1024 * 1024)
+        sale_id = response.headers["X-Obol-Receipt"].removeprefix("/receipts/")
+    await shop.receipt_in("settled", sale_id, delivery="abandoned_by_buyer")
+    assert (await shop.again(payment)).reason == "payment_used"
+
+
+# ------------------------------------------------------------------------------------------- settled before serving
+
+
+@BOTH
+async def test_an_upstream_that_fails_after_payment_leaves_the_answer_owed(make_shop: MakeShop, stream: bool) -> None:
+    shop = await make_shop(settlement=BEFORE)
+    owed = await owe(shop, stream=stream)
+    assert (owed.settlement, owed.payment_response.success) == ("settled", True)
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+    answer = await shop.post(owed.payment, chat(stream=stream))
+    assert (answer.status, answer.settlement, answer.sale_id) == (200, "settled", owed.sale_id)
+    (moved,) = await shop.transfers()
+    assert answer.payment_response.transaction == moved.transaction
+    await shop.receipt_in("settled", answer, delivery="complete")
+    assert (await shop.again(owed.payment)).reason == "payment_used"
+
+
+async def test_an_owed_answer_stays_owed_however_often_the_upstream_fails(make_shop: MakeShop) -> None:
+    shop = await make_shop(settlement=BEFORE)
+    owed = await owe(shop)
+    for failure in (Behaviour(status=500), Behaviour(death=Death.BEFORE_HEAD), Behaviour(body=b"{}")):
+        shop.upstream.script = [failure]
+        assert not (await shop.post(owed.payment)).asks_for_money
+        assert await shop.states() == ["owed"]
+    assert (await shop.post(owed.payment)).status == 200
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+@BOTH
+async def test_a_buyer_who_leaves_after_paying_and_before_the_first_byte_is_owed(
+    make_shop: MakeShop, stream: bool
+) -> None:
+    shop = await make_shop(settlement=BEFORE)
+    shop.upstream.script = [Behaviour(hold_before_head=(head := asyncio.Event()))]
+    payment = shop.payment()
+    async with asking(shop, payment, chat(stream=stream)):
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+    head.set()
+    await shop.until_states("owed")
+    answer = await shop.post(payment, chat(stream=stream))
+    assert answer.status == 200
+    await shop.receipt_in("settled", answer, delivery="complete")
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+async def test_an_owed_answer_is_served_to_one_of_many(make_shop: MakeShop) -> None:
+    shop = await make_shop(settlement=BEFORE)
+    owed = await owe(shop)
+    answers = await asyncio.gather(*(shop.post(owed.payment) for _ in range(8)))
+    assert sorted(answer.status for answer in answers) == [200] + [409] * 7
+    assert len(shop.upstream.calls) == 2
+
+
+async def test_an_owed_answer_does_not_expire(make_shop: MakeShop) -> None:
+    clock = FakeClock()
+    shop = await make_shop(settlement=BEFORE, clock=clock)
+    owed = await owe(shop)
+    clock.advance(7 * 86400)
+    assert (await shop.post(owed.payment)).status == 200
+    assert (await shop.again(owed.payment)).reason == "payment_used"
+
+
+async def test_an_owed_answer_does_not_expire_in_the_queue(make_shop: MakeShop) -> None:
+    clock = FakeClock()
+    shop = await make_shop(settlement=BEFORE, clock=clock, max_inflight=1, max_queue_depth=1)
+    owed = await owe(shop)
+    head = asyncio.Event()
+    shop.upstream.script = [Behaviour(hold_before_head=head)]
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(shop.pay())
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+        waiting = tasks.create_task(shop.post(owed.payment))
+        await shop.until_status(queued=1)
+        clock.advance(400)
+        head.set()
+    assert (serving.result().status, waiting.result().status) == (200, 200)
+
+
+async def test_an_owed_answer_that_finds_no_slot_stays_owed(make_shop: MakeShop) -> None:
+    shop = await make_shop(settlement=BEFORE, max_inflight=1)
+    owed = await owe(shop)
+    head = asyncio.Event()
+    shop.upstream.script = [Behaviour(hold_before_head=head)]
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(shop.pay())
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+        assert (await shop.post(owed.payment)).status == 429
+        assert (await shop.receipt(owed))["state"] == "owed"
+        head.set()
+    assert serving.result().status == 200
+    assert (await shop.post(owed.payment)).status == 200
+
+
+async def test_an_owed_answer_needs_no_facilitator(make_shop: MakeShop) -> None:
+    shop = await make_shop(facilitator=True, settlement=BEFORE)
+    owed = await owe(shop)
+    await shop.facilitator.stop()
+    assert (await shop.post(owed.payment)).status == 200
+
+
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+@pytest.mark.parametrize("version", [1, 2])
+async def test_an_owed_answer_outlives_settings(
+    make_shop: MakeShop, settlement: SettlementPolicy, version: int
+) -> None:
+    """Restarted with another policy, price and recipient: the buyer has paid what was asked then."""
+    shop = await make_shop(settlement=BEFORE)
+    shop.upstream.script = [Behaviour(status=500)]
+    owed = await shop.pay(version=version)
+    await shop.restart(settlement=settlement, price="0.02", pay_to="0x" + "44" * 20)
+    assert (await shop.pay()).status == 200
+    answer = await shop.post(owed.payment)
+    assert answer.status == 200
+    again = await shop.again(owed.payment)
+    assert (again.status, again.reason, again.sale_id) == (409, "payment_used", owed.sale_id)
+
+
+async def test_an_answer_owed_by_a_cheap_offer_is_not_served_by_a_dear_one(make_shop: MakeShop) -> None:
+    cheap = await make_shop(settlement=BEFORE)
+    owed = await owe(cheap)
+    dear = await make_shop(settlement=BEFORE, name="dear", price="5", upstream=cheap.upstream, signer=cheap.signer)
+    refused = await dear.post(owed.payment)
+    assert refused.status == 402
+    assert (await cheap.receipt(owed))["state"] == "owed"
+    assert (await cheap.post(owed.payment)).status == 200
+
+
+# ---------------------------------------------------------------------------------------------- a ledger that fails
+
+
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+async def test_without_a_ledger_nothing_is_sold(make_shop: MakeShop, settlement: SettlementPolicy) -> None:
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S, settlement=settlement)
+    payment = shop.payment()
+    ledger.is_down = True
+    answer = await shop.post(payment)
+    assert (answer.status, answer.reason, answer.asks_for_money) == (503, "ledger_unavailable", False)
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert shop.upstream.calls == []
+    ledger.is_down = False
+    assert (await shop.post(payment)).status == 200
+
+
+@BOTH
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+@pytest.mark.parametrize("recorded", [False, True])
+async def test_a_claim_that_may_have_been_recorded_does_not_lock_the_payment(
+    make_shop: MakeShop, settlement: SettlementPolicy, recorded: bool, stream: bool
+) -> None:
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S, settlement=settlement)
+    ledger.faults = [Fault("claim", recorded=recorded)]
+    answer = await shop.pay(chat(stream=stream))
+    assert (answer.status, shop.upstream.calls) == (503, [])
+    assert (await shop.post(answer.payment, chat(stream=stream))).status == 200
+    await shop.until_states(*(["released", "settled"] if recorded else ["settled"]))
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+@BOTH
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+@pytest.mark.parametrize("recorded", [False, True])
+async def test_what_cannot_be_recorded_is_not_handed_over_and_not_lost(
+    make_shop: MakeShop, settlement: SettlementPolicy, recorded: bool, stream: bool
+) -> None:
+    """The step to SETTLING fails, perhaps after it was recorded: the buyer has nothing, and must get its answer."""
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S, settlement=settlement)
+    ledger.faults = [Fault("record", Event.SETTLE, recorded=recorded)]
+    answer = await shop.pay(chat(stream=stream))
+    assert (answer.status, answer.reason) == (503, "ledger_unavailable")
+    assert b"Hello" not in answer.body
+    await shop.until_states("owed" if recorded else "released")
+    assert (await shop.post(answer.payment, chat(stream=stream))).status == 200
+    await shop.until_states(*(["settled"] if recorded else ["released", "settled"]))
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+@BOTH
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+async def test_a_ledger_that_stays_down_keeps_neither_buyers_nor_slots_waiting(
+    make_shop: MakeShop, settlement: SettlementPolicy, stream: bool
+) -> None:
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=(0.05,), settlement=settlement, max_inflight=1)
+    ledger.faults = [Fault("record", times=10**6), Fault("sale", times=10**6)]
+    async with asyncio.timeout(5):
+        answer = await shop.pay(chat(stream=stream))
+    assert (answer.status, answer.reason) == (503, "ledger_unavailable")
+    await shop.until_status(inFlight=0)
+    ledger.faults = []
+    await shop.until_states("released")
+    assert (await shop.post(answer.payment, chat(stream=stream))).status == 200
+
+
+async def test_an_ending_that_cannot_be_recorded_is_recorded_later(make_shop: MakeShop) -> None:
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S)
+    head = asyncio.Event()
+    shop.upstream.behaviour = Behaviour(hold_before_end=head)
+    async with shop.open(shop.payment(), chat(stream=True)) as response:
+        await shop.until_states("settled")
+        ledger.is_down = True
+        head.set()
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        sale_id = response.headers["X-Obol-Receipt"].removeprefix("/receipts/")
+        ledger.is_down = False
+    await shop.receipt_in("settled", sale_id, delivery="complete")
+
+
+# --------------------------------------------------------------------------------------------------- whatever happens
+
+
+async def test_a_reader_that_reads_nothing_gives_its_slot_back_when_it_leaves(make_shop: MakeShop) -> None:
+    shop = await make_shop(max_inflight=1)
+    shop.upstream.behaviour = Behaviour(tokens=400, words=("x" * 65536,))
+    with suppress(aiohttp.ClientError):
+        async with shop.open(shop.payment(), chat(stream=True)) as response:
+            assert response.status == 200
+    await shop.until_status(inFlight=0)
+    await shop.until_states("settled")
