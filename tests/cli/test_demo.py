@@ -26,6 +26,10 @@ async def start(tmp_path: Path, *arguments: str) -> Process:
     )
 
 
+def leftovers(tmp_path: Path) -> list[Path]:
+    return [*tmp_path.glob("obol-demo-*"), *tmp_path.glob("data")]
+
+
 async def read_until(process: Process, text: str) -> str:
     assert process.stdout is not None
     seen = ""
@@ -49,8 +53,7 @@ async def test_the_demo_shows_quote_stream_receipt_balances_and_429_and_stops_ev
     assert "429 Too Many Requests, Retry-After: " in told
     assert "quote: none" in told
     assert "Everything is stopped." in told
-    assert list(tmp_path.glob("obol-demo-*")) == []
-    assert not (tmp_path / "data").exists()
+    assert leftovers(tmp_path) == []
 
 
 async def test_keep_leaves_it_running_until_ctrl_c(tmp_path: Path) -> None:
@@ -61,7 +64,7 @@ async def test_keep_leaves_it_running_until_ctrl_c(tmp_path: Path) -> None:
     assert process.returncode == 0, err.decode()
     assert "buyer: 1 USDC  →  0.98 USDC" in told
     assert "Everything is stopped." in out.decode()
-    assert list(tmp_path.glob("obol-demo-*")) == []
+    assert leftovers(tmp_path) == []
 
 
 async def test_ctrl_c_in_the_middle_cleans_up(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ async def test_ctrl_c_in_the_middle_cleans_up(tmp_path: Path) -> None:
     _, err = await process.communicate()
     assert process.returncode == 130
     assert "interrupted" in err.decode()
-    assert list(tmp_path.glob("obol-demo-*")) == []
+    assert leftovers(tmp_path) == []
 
 
 async def test_an_unreachable_upstream_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from obol import errors
 from obol.gateway.replies import ERRORS, MESSAGES, REPLIES, Reason, Refusal, error_body, refusal_of
 
-MONEY = {Reason.PAYMENT_REQUIRED, Reason.NO_MATCHING_REQUIREMENT, Reason.PAYMENT_INVALID, Reason.SETTLEMENT_FAILED}
+MONEY = {Reason.NO_MATCHING_REQUIREMENT, Reason.PAYMENT_INVALID, Reason.SETTLEMENT_FAILED}
 OURS = {errors.SettingsError, errors.IllegalTransitionError}
 BUYERS = {errors.BudgetExceededError, errors.PaymentRefusedError, errors.UnpayableError}
 """Errors of the buyer's side, which no sale meets."""
@@ -48,9 +48,9 @@ def test_the_status_fits_the_reason(reason: Reason) -> None:
 @pytest.mark.parametrize("kind", sorted(ERRORS, key=str))
 def test_an_outage_says_when_to_come_back_and_nothing_of_the_inside(kind: type[errors.ObolError]) -> None:
     refusal = refusal_of(an_error(kind))
-    status = REPLIES[refusal.reason].status
-    assert (refusal.retry_after_s is not None) == (status == 503)
-    if status >= 500:
+    reply = REPLIES[refusal.reason]
+    assert (refusal.retry_after_s is not None) == (reply.status >= 500 and reply.retriable)
+    if reply.status >= 500:
         assert refusal.message == MESSAGES[refusal.reason]
         assert SECRET not in error_body(refusal, "id").decode()
 

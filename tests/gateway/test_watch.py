@@ -1,14 +1,27 @@
 """Watching an upstream that goes and comes."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+import structlog
 
+from obol.adapters.clock import SystemClock
+from obol.adapters.facilitator_http import HttpFacilitator
+from obol.adapters.ledger_sqlite import SqliteLedger
+from obol.adapters.metrics import Metrics
+from obol.adapters.paths import ledger_file
+from obol.core.networks import DEFAULT_CATALOGUE
+from obol.core.payment import State
 from obol.errors import UpstreamTimeoutError, UpstreamUnavailableError
 from obol.gateway.live_offer import LiveOffer
-from obol.gateway.watch import watch_upstream
+from obol.gateway.ports import Ports
+from obol.gateway.settling import Settler
+from obol.gateway.watch import adopt_from_the_dead, watch_upstream
+from tests.adapters.sales import a_new_sale
 from tests.fakes.model_server import FakeModelServer
 from tests.gateway.live import make_live
 from tests.gateway.occupied import until_ready
@@ -28,11 +41,25 @@ async def watching(
         await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.parametrize("error", [UpstreamUnavailableError("down"), UpstreamTimeoutError("slow")])
-async def test_a_question_without_an_answer_closes_and_the_next_one_opens(error: Exception) -> None:
+async def test_an_upstream_that_is_too_busy_to_answer_is_not_down() -> None:
     live = make_live()
     live.is_upstream_up = True
-    failing = [error]
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        raise UpstreamTimeoutError("busy")
+
+    async with watching(live, ask, up_interval_s=0.01, down_interval_s=0.01):
+        await eventually(lambda: asked > 2)
+    assert live.is_upstream_up is True
+
+
+async def test_a_question_that_nobody_answers_closes_and_the_next_one_opens() -> None:
+    live = make_live()
+    live.is_upstream_up = True
+    failing = [UpstreamUnavailableError("down")]
 
     async def ask() -> None:
         if failing:
@@ -91,3 +118,30 @@ async def test_a_gateway_does_not_start_before_an_upstream_that_is_not_there(sho
     await server.stop()
     with pytest.raises(UpstreamUnavailableError, match="nothing listens"):
         await shop.restart(upstream_url=url)
+
+
+async def test_a_running_gateway_finishes_what_a_dead_one_on_its_ledger_left(tmp_path: Path) -> None:
+    clock = SystemClock()
+    ours = await SqliteLedger.open(ledger_file(tmp_path), clock)
+    theirs = await SqliteLedger.open(ledger_file(tmp_path), clock)
+    facilitator = HttpFacilitator("http://127.0.0.1:9")
+    log = structlog.get_logger()
+    ports = Ports(ours, facilitator, clock, secrets.token_bytes, Metrics(), log, DEFAULT_CATALOGUE)
+    adopting = asyncio.ensure_future(adopt_from_the_dead(Settler(ports), interval_s=0.01))
+    try:
+        left = a_new_sale()
+        await theirs.claim(left)
+        await asyncio.sleep(0.05)
+        kept = await ours.sale(left.id)
+        assert kept is not None
+        assert kept.state is State.CLAIMED, "the living keep their sales"
+        await theirs.close()
+        async with asyncio.timeout(5):
+            while kept.state is not State.RELEASED:
+                await asyncio.sleep(0.005)
+                kept = await ours.sale(left.id) or kept
+    finally:
+        adopting.cancel()
+        await asyncio.gather(adopting, return_exceptions=True)
+        await ours.close()
+        await theirs.close()

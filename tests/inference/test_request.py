@@ -78,7 +78,7 @@ def test_embeddings_are_never_a_stream(api: Api) -> None:
         ({"model": "m", "MAX_TOKENS": 9}, ("invalid_parameter_name", "max_tokens")),
         (b'{"model":"m","max_tokens":1,"max_tokens":9}', ("duplicate_parameter", "max_tokens")),
         (b'{"model":"m","messages":[],"mess\\u0061ges":[1]}', ("duplicate_parameter", None)),
-        (b"[" * 200_000, ("invalid_type", None)),
+        (b"[" * 200_000, ("invalid_json", None)),
         (b'{"model":' + b"[" * 200_000, ("invalid_json", None)),
     ],
 )
@@ -246,3 +246,21 @@ def test_no_accepted_request_can_generate_more_than_the_limit(
         present.append(body["options"]["num_predict"])
     assert present
     assert all(type(value) is int and 1 <= value * n <= limit for value in present)
+
+
+@pytest.mark.parametrize("api", [Api.OLLAMA_CHAT, Api.OLLAMA_GENERATE, Api.OLLAMA_EMBED])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"keep_alive": 0}, "keep_alive"),
+        ({"keep_alive": "1h"}, "keep_alive"),
+        ({"options": {"num_ctx": 262144}}, "options.num_ctx"),
+        ({"options": {"temperature": 0, "num_gpu": 0}}, "options.num_gpu"),
+    ],
+)
+def test_a_buyer_cannot_make_ollama_unload_or_reload_its_model(api: Api, fields: dict[str, Any], param: str) -> None:
+    assert refusal({"model": "m", **fields}, api) == ("not_for_sale", param)
+
+
+def test_other_ollama_options_are_the_buyers() -> None:
+    assert request(Api.OLLAMA_CHAT, options={"temperature": 0.5, "seed": 1}).model == "m"

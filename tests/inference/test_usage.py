@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from obol.core.offer import Api
 from obol.core.usage import UNKNOWN_USAGE, Usage
-from obol.inference.usage import PLAIN_BYTES, TAIL_BYTES, AnswerMeter, plain_has_output, usage_of_plain
+from obol.inference.usage import PLAIN_BYTES, TAIL_BYTES, AnswerMeter, read_plain_answer
 
 
 def sse(*messages: Any, done: bool = False, end: str = "\n") -> bytes:
@@ -367,8 +367,8 @@ PLAIN: list[tuple[Api, dict[str, Any], Usage]] = [
 @pytest.mark.parametrize(("api", "answer", "usage"), PLAIN)
 def test_a_plain_answer_is_metered(api: Api, answer: dict[str, Any], usage: Usage) -> None:
     body = json.dumps(answer).encode()
-    assert plain_has_output(api, body)
-    assert usage_of_plain(api, body) == usage
+    judged = read_plain_answer(api, body)
+    assert (judged.has_output, judged.usage) == (True, usage)
     found = AnswerMeter(api, False)
     for start in range(0, len(body), 7):
         found.feed(body[start : start + 7])
@@ -398,12 +398,12 @@ def test_a_plain_answer_is_metered(api: Api, answer: dict[str, Any], usage: Usag
     ],
 )
 def test_an_answer_that_is_worth_nothing_is_not_output(api: Api, answer: object) -> None:
-    assert not plain_has_output(api, json.dumps(answer).encode())
+    assert not read_plain_answer(api, json.dumps(answer).encode()).has_output
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[" * 100_000, b'{"choices":', b"\xff"])
 def test_a_plain_answer_that_is_not_json_is_not_output(body: bytes) -> None:
-    assert not plain_has_output(Api.CHAT, body)
+    assert not read_plain_answer(Api.CHAT, body).has_output
 
 
 def test_a_very_long_plain_answer_is_output_and_its_usage_is_read_from_its_end() -> None:

@@ -47,6 +47,7 @@ _FAILED_WHEN_MINED = "transaction_failed"
 _BUSY = frozenset({408, 425, 429})
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _TEXT_LIMIT = 200
+_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 
 class _SettleReply(msgspec.Struct, frozen=True, rename="camel"):
@@ -92,7 +93,7 @@ class HttpFacilitator:
         reply = await self._ask("POST", "/verify", _request(payload, requirements))
         answer = _decode(reply, VerifyResponse, "/verify")
         if not answer.is_valid:
-            return Refused(_text(answer.invalid_reason) or "unspecified", _text(answer.invalid_message))
+            return Refused(_code(answer.invalid_reason) or "unspecified", _text(answer.invalid_message))
         payer = payload.payload.authorization.from_.lower()
         if answer.payer is not None and answer.payer.lower() != payer:
             raise PeerProtocolError("the facilitator accepted the payment of somebody else")
@@ -209,7 +210,7 @@ def _decode(body: bytes, kind: type[_T], path: str) -> _T:
 
 
 def _settlement(reply: _SettleReply, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
-    reason, message, transaction = _text(reply.error_reason), _text(reply.error_message), _text(reply.transaction)
+    reason, message, transaction = _code(reply.error_reason), _text(reply.error_message), _text(reply.transaction)
     if reply.success:
         flaw = _flaw(reply, payload, requirements)
         if flaw:
@@ -249,3 +250,8 @@ def _kind(error: Exception) -> str:
 def _text(text: str | None) -> str:
     """A peer's words, made harmless: printable and short."""
     return "".join(c for c in (text or "")[:_TEXT_LIMIT] if c.isprintable())
+
+
+def _code(text: str | None) -> str:
+    """A peer's reason where it is a code: buyers see reasons, and a sentence in its place may name the peer's hosts."""
+    return text if text and _CODE.fullmatch(text) else ("unspecified" if text else "")

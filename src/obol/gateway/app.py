@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -34,12 +35,14 @@ class App:
         self._till = till
         self._live, self._ports = till.live, till.ports
         self._public_url = public_url.rstrip("/") if public_url else None
+        self._public_path = urlsplit(self._public_url).path if self._public_url else ""
         self._has_admin = has_admin
         self._sales: set[asyncio.Task[web.StreamResponse | Refusal]] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of the public address."""
         call = Call(request, self._ports.entropy(8).hex(), self._ports.clock.monotonic_s())
+        call.base_path = self._public_path
         return await self._edge(call, self._public)
 
     async def handle_admin(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -84,6 +87,8 @@ class App:
             if service[0] != self._live.offer.name:
                 return NOT_FOUND
             target = service[1]
+            if self._public_url is None:
+                call.base_path = f"/services/{service[0]}"
         route = match(call.request.method, target)
         if route is None:
             return await self._elsewhere(call, target)
@@ -204,7 +209,7 @@ class App:
 
     def _resource_url(self, call: Call) -> str:
         """The paid resource as the buyer addresses it. Forwarding headers are anybody's words and are not read."""
-        base = self._public_url or f"http://{call.request.host}"
+        base = self._public_url or f"http://{call.request.host}{call.base_path}"
         return base + call.resource_path
 
 

@@ -4,22 +4,25 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from obol.core.offer import Api
-
 
 class Call:
     """One request. `id` is the request id in replies and logs; `received_s` monotonic seconds."""
 
-    __slots__ = ("_on_gone", "api", "id", "is_gone", "received_s", "request", "resource_path")
+    __slots__ = ("_on_gone", "base_path", "id", "is_gone", "received_s", "request", "resource_path")
 
     def __init__(self, request: web.BaseRequest, request_id: str, received_s: float) -> None:
         self.request = request
         self.id = request_id
         self.received_s = received_s
-        self.api: Api | None = None
+        self.base_path = ""
+        """Path before ours that buyers see, where a proxy of the seller's takes it off or leaves it on."""
         self.resource_path = ""
         self.is_gone = False
         self._on_gone: Callable[[], None] | None = None
+
+    def receipt_path(self, sale_id: str) -> str:
+        """Where the buyer finds the final receipt of a sale."""
+        return f"{self.base_path}/receipts/{sale_id}"
 
     def when_gone(self, interrupt: Callable[[], None] | None) -> None:
         """Have `interrupt` called when the buyer hangs up (None: no longer)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from obol.core.offer import SettlementPolicy
+from obol.core.offer import Offer, SettlementPolicy
 from obol.errors import FacilitatorUnavailableError, PeerProtocolError
 from obol.gateway.call import Call
 from obol.gateway.replies import Reason, Refusal
@@ -43,8 +43,8 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
     ports.metrics.verification_s.observe(ports.clock.monotonic_s() - started_s)
     if isinstance(payment, Refused):
         return await _sold_before(till, presented) or _invalid(payment)
-    if isinstance(payment, Verified) and live.offer.settlement is SettlementPolicy.BEFORE:
-        return Checked(payment, is_fresh=True)  # settling comes next and asks the same questions
+    if isinstance(payment, Verified) and _is_settled_next(live.offer):
+        return Checked(payment, is_fresh=True)  # which asks the same questions
     try:
         outcome = await ports.facilitator.verify(payment.payload, live.requirements)
     except (FacilitatorUnavailableError, PeerProtocolError):
@@ -56,7 +56,11 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
     if await _is_known(till, payment):
         return Checked(payment, is_fresh=False)
     ports.log.info("payment_refused", request=call.id, offer=live.offer.name, reason=outcome.reason)
-    return _invalid(outcome)
+    return _invalid(Refused(outcome.reason))  # its message is a peer's own words: not for buyers
+
+
+def _is_settled_next(offer: Offer) -> bool:
+    return offer.settlement is SettlementPolicy.BEFORE and not offer.verify_only
 
 
 async def _sold_before(till: Till, presented: Presented) -> Checked | None:

@@ -33,7 +33,7 @@ from obol.gateway.ports import Ports
 from obol.gateway.settings import GatewayConfig, checked, offer_of, split_address
 from obol.gateway.settling import Settler
 from obol.gateway.till import Patience, Till
-from obol.gateway.watch import watch_upstream
+from obol.gateway.watch import adopt_from_the_dead, watch_upstream
 from obol.x402.exact import build_requirements
 from obol.x402.facilitator import Facilitator
 
@@ -156,8 +156,9 @@ class Gateway:
         app = App(till, public_url=config.public_url, has_admin=config.admin_listen is not None)
         await self._listen(app)
         self._live = live
-        watching = asyncio.get_running_loop().create_task(watch_upstream(live, probe.probe))
-        stack.callback(watching.cancel)
+        loop = asyncio.get_running_loop()
+        for watch in (watch_upstream(live, probe.probe), adopt_from_the_dead(settler)):
+            stack.callback(loop.create_task(watch).cancel)
         stack.push_async_callback(app.drain, config.drain_timeout_s)
 
     async def _open_ports(self, offer: Offer) -> Ports:

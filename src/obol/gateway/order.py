@@ -9,6 +9,7 @@ from obol.core.offer import Api, Model
 from obol.errors import UpstreamError
 from obol.gateway.call import Call
 from obol.gateway.live_offer import LiveOffer
+from obol.gateway.offload import off_the_loop
 from obol.gateway.replies import Reason, Refusal
 from obol.inference.input_size import check_input
 from obol.inference.request import InferenceRequest, check_limits, prepare_body, read_request
@@ -36,7 +37,7 @@ async def read_order(call: Call, live: LiveOffer, api: Api, target: str, *, body
     body = await read_body(call.request, live.offer.limits.max_body_bytes, body_timeout_s)
     if isinstance(body, Refusal):
         return body
-    request = read_request(api, body)
+    request = await off_the_loop(len(body), read_request, api, body)
     model = live.offer.model(request.model)
     if model is None:
         return Refusal(Reason.MODEL_NOT_FOUND, f"the model {request.model!r} is not sold here", param="model")
@@ -47,7 +48,8 @@ async def read_order(call: Call, live: LiveOffer, api: Api, target: str, *, body
     too_long = await _check_input(request, model, live)
     if too_long is not None:
         return too_long
-    return Order(api, model, target, request.choices, prepare_body(request, model, limits))
+    prepared = await off_the_loop(len(body), prepare_body, request, model, limits)
+    return Order(api, model, target, request.choices, prepared)
 
 
 async def read_body(request: web.BaseRequest, limit_bytes: int, timeout_s: float) -> bytes | Refusal:
@@ -92,7 +94,9 @@ async def _read(request: web.BaseRequest, limit_bytes: int, timeout_s: float) ->
 async def _check_input(request: InferenceRequest, model: Model, live: LiveOffer) -> Refusal | None:
     """The upper bound first, because it costs nothing; the upstream's tokenizer only where the bound says no."""
     limits = live.offer.limits
-    exceeded = check_input(request, limits)
+    if limits.max_input_tokens is None:
+        return None
+    exceeded = await off_the_loop(len(request.body), check_input, request, limits)
     if exceeded is None:
         return None
     if live.count_input_tokens is not None:

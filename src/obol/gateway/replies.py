@@ -29,7 +29,6 @@ class Reason(StrEnum):
     MALFORMED_REQUEST = "malformed_request"
     OUTPUT_TOKENS_EXCEEDED = "output_tokens_exceeded"
     INPUT_TOKENS_EXCEEDED = "input_tokens_exceeded"
-    PAYMENT_REQUIRED = "payment_required"
     MALFORMED_PAYMENT = "malformed_payment"
     NO_MATCHING_REQUIREMENT = "no_matching_requirement"
     PAYMENT_INVALID = "payment_invalid"
@@ -76,7 +75,6 @@ REPLIES: dict[Reason, Reply] = {
     Reason.MALFORMED_REQUEST: Reply(400, _REQUEST, retriable=False),
     Reason.OUTPUT_TOKENS_EXCEEDED: Reply(400, _REQUEST, retriable=False),
     Reason.INPUT_TOKENS_EXCEEDED: Reply(400, _REQUEST, retriable=False),
-    Reason.PAYMENT_REQUIRED: Reply(402, _PAYMENT, retriable=True),
     Reason.MALFORMED_PAYMENT: Reply(400, _PAYMENT, retriable=False),
     Reason.NO_MATCHING_REQUIREMENT: Reply(402, _PAYMENT, retriable=True),
     Reason.PAYMENT_INVALID: Reply(402, _PAYMENT, retriable=True),
@@ -122,24 +120,24 @@ MESSAGES: dict[Reason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that is not served, as a value. `sale_id` where a receipt exists."""
+    """A request that is not served, as a value."""
 
     reason: Reason
     message: str
     param: str | None = None
     retry_after_s: int | None = None
-    sale_id: str | None = None
     code: str | None = None
     """`error.code` when it is finer than the reason."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Further headers of the answer: the settlement's, where one was asked for."""
+    """Further headers of the answer: the receipt's, where the payment was claimed."""
 
 
 def refusal_of(error: errors.ObolError) -> Refusal:
     """The refusal that answers an exception; texts of outages are fixed, those about bytes are its own."""
     reason = ERRORS.get(type(error), Reason.INTERNAL)
     message = MESSAGES.get(reason) or str(error)
-    retry_after_s = 5 if REPLIES[reason].status == 503 else None
+    reply = REPLIES[reason]
+    retry_after_s = 5 if reply.status >= 500 and reply.retriable else None
     param = error.param if isinstance(error, errors.MalformedRequestError) else None
     code = error.reason if reason is Reason.MALFORMED_REQUEST else None
     return Refusal(reason, message, param=param, retry_after_s=retry_after_s, code=code)

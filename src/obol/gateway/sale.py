@@ -4,6 +4,7 @@ The order decides who can lose what (DESIGN section 5). Whatever returns before 
 whatever returns after it goes through the terms, which write down what is owed.
 """
 
+import asyncio
 from dataclasses import replace
 
 import msgspec
@@ -19,10 +20,11 @@ from obol.gateway.call import Call
 from obol.gateway.checking import SETTLE_MARGIN_S, Checked, check
 from obol.gateway.order import Order
 from obol.gateway.patience import GONE, BuyerGone, buyer_patience
+from obol.gateway.receipts import Headers, ReceiptHeaders
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.serve import serve
 from obol.gateway.slots import HeldSlot
-from obol.gateway.terms import Free, OnOutput, Paid, Terms, Waived, refusal_of_settlement
+from obol.gateway.terms import Free, OnOutput, Paid, Terms, Waived, refusal_of_settlement, steps_of_held_answer
 from obol.gateway.till import Till
 from obol.x402.presented import Presented
 
@@ -35,16 +37,17 @@ async def sell(till: Till, call: Call, order: Order, presented: Presented) -> we
     checked = await check(till, call, presented)
     if isinstance(checked, Refusal):
         return checked
-    claimed = await _claim(till, checked, order)
+    claimed = await _claim(till, call, checked, order)
     if isinstance(claimed, Refusal):
         return claimed
+    receipt = ReceiptHeaders(call, claimed.sale, till.ports.catalogue)
     slot = await _enter(till, call, checked, is_paid=isinstance(claimed, Redeeming))
     if isinstance(slot, Refusal):
         await till.settler.release(claimed.sale, slot.reason.value)
-        return slot
+        return replace(slot, headers=_untouched(claimed, receipt, slot.reason))
     held = HeldSlot(till.live.gate, slot)
     try:
-        terms = await _terms(till, claimed)
+        terms = await _terms(till, claimed, receipt)
         if isinstance(terms, Refusal):
             return terms
         return await serve(till, call, order, terms, held)
@@ -64,7 +67,7 @@ async def serve_free(till: Till, call: Call, order: Order) -> web.StreamResponse
         held.free(served=False)
 
 
-async def _claim(till: Till, checked: Checked, order: Order) -> Claimed | Redeeming | Refusal:
+async def _claim(till: Till, call: Call, checked: Checked, order: Order) -> Claimed | Redeeming | Refusal:
     started_s = till.ports.clock.monotonic_s()
     new = _new_sale(till, checked, order)
     try:
@@ -76,9 +79,11 @@ async def _claim(till: Till, checked: Checked, order: Order) -> Claimed | Redeem
     match claimed:
         case InUse(sale):
             text = "this payment is being used by another request, or its settlement is not resolved yet"
-            return Refusal(Reason.PAYMENT_IN_USE, text, retry_after_s=1, sale_id=sale.id)
+            receipt = ReceiptHeaders(call, sale, till.ports.catalogue)
+            return Refusal(Reason.PAYMENT_IN_USE, text, retry_after_s=1, headers=receipt.address())
         case Used(sale):
-            return Refusal(Reason.PAYMENT_USED, "this payment was used before; see its receipt", sale_id=sale.id)
+            receipt = ReceiptHeaders(call, sale, till.ports.catalogue)
+            return Refusal(Reason.PAYMENT_USED, "this payment was used before; see its receipt", headers=receipt.used())
         case Claimed(sale) if not checked.is_fresh:
             await till.settler.release(sale, Reason.PAYMENT_INVALID.value)
             return Refusal(Reason.PAYMENT_INVALID, "the payment is no longer valid, and it bought nothing here")
@@ -125,25 +130,30 @@ async def _wait_for_slot(till: Till, call: Call, buyer: str) -> Slot | Refusal:
     return till.live.saturated(Reason.QUEUE_TIMEOUT if slot is None else Reason(slot.value))
 
 
-async def _terms(till: Till, claimed: Claimed | Redeeming) -> Terms | Refusal:
-    sale, settler, ports = claimed.sale, till.settler, till.ports
+def _untouched(claimed: Claimed | Redeeming, receipt: ReceiptHeaders, reason: Reason) -> Headers:
     if isinstance(claimed, Redeeming):
-        return Paid(sale, settler, ports)
+        return receipt.owed(claimed.sale.transaction)
+    return receipt.unused(reason.value)
+
+
+async def _terms(till: Till, claimed: Claimed | Redeeming, receipt: ReceiptHeaders) -> Terms | Refusal:
+    sale = claimed.sale
+    if isinstance(claimed, Redeeming):
+        return Paid(sale, till, receipt)
     if till.live.offer.verify_only:
-        return Waived(sale, settler, ports)
+        return Waived(sale, till, receipt)
     if till.live.offer.settlement is SettlementPolicy.ON_OUTPUT:
-        return OnOutput(sale, settler, ports)
-    return await _settle_first(till, sale)
+        return OnOutput(sale, till, receipt)
+    return await _settle_first(till, sale, receipt)
 
 
-async def _settle_first(till: Till, sale: Sale) -> Paid | Refusal:
+async def _settle_first(till: Till, sale: Sale, receipt: ReceiptHeaders) -> Paid | Refusal:
     """Policy `before`: money moves, is written down as owed to the buyer, and only then is the upstream contacted."""
-    held = [Event.SETTLED_UNDELIVERED, Event.SERVE]
     try:
         await till.ports.ledger.record(sale.id, [Event.SETTLE])
-        settlement = await till.settler.settle(sale, held, [Event.SETTLED_UNDELIVERED])
+        settlement = await asyncio.shield(till.settler.settle(sale, steps_of_held_answer))
     except LedgerUnavailableError:
         await till.settler.release(sale, Reason.LEDGER_UNAVAILABLE.value)
         raise
-    refusal = refusal_of_settlement(settlement, sale, till.ports.catalogue)
-    return refusal or Paid(replace(sale, transaction=settlement.transaction), till.settler, till.ports)
+    refusal = refusal_of_settlement(settlement, receipt)
+    return refusal or Paid(replace(sale, transaction=settlement.transaction), till, receipt)

@@ -6,7 +6,7 @@ says where it stood, and `recover` goes on from there.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,6 +25,9 @@ T = TypeVar("T")
 RETRY_SCHEDULE_S: Sequence[float] = (1, 2, 5, 15, 30, 60, 120, 300)
 """Waits between questions about an unresolved settlement; the last one repeats until it is resolved."""
 
+SettledSteps = Callable[[bool], Sequence[Event]]
+"""The steps to record when a settlement is known; the argument says that it is late, and nobody waits for it."""
+
 RELEASE_PATIENCE_S = 1.0
 """How long a refusal waits for its payment to be free again."""
 
@@ -40,14 +43,13 @@ class Settler:
         self._pursued: set[str] = set()
         """Ids of the sales that a background task sees to their end: nothing else may move them."""
 
-    def settle(self, sale: Sale, on_settled: Sequence[Event], if_late: Sequence[Event]) -> asyncio.Task[Settlement]:
+    def settle(self, sale: Sale, steps: SettledSteps) -> asyncio.Task[Settlement]:
         """Ask for the money of a sale that is recorded as SETTLING.
 
-        The answer is recorded before the task ends: `on_settled` are the steps of a settlement that came in time,
-        `if_late` those of one that is only learnt after nobody waits for it. The task raises `LedgerUnavailableError`
+        The answer is recorded before the task ends, a settlement by `steps`. The task raises `LedgerUnavailableError`
         when the answer could not be recorded; asking and recording go on in the background.
         """
-        return self._spawn(self._settle(sale, on_settled, if_late), self._tasks)
+        return self._spawn(self._settle(sale, steps), self._tasks)
 
     async def release(self, sale: Sale | NewSale, reason: str) -> None:
         """Nothing was delivered: go back to where the buyer loses nothing, trying until it is recorded.
@@ -82,40 +84,40 @@ class Settler:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._chasing, return_exceptions=True)
 
-    async def _settle(self, sale: Sale, on_settled: Sequence[Event], if_late: Sequence[Event]) -> Settlement:
+    async def _settle(self, sale: Sale, steps: SettledSteps) -> Settlement:
         settlement = await self._ask(sale)
         try:
-            await self._book(sale, settlement, on_settled)
+            await self._book(sale, settlement, steps(False))
         except LedgerUnavailableError:
             self._ports.log.error("settlement_not_recorded", sale=sale.id)
-            self._pursue(sale, if_late, answer=settlement)
+            self._pursue(sale, steps, answer=settlement)
             raise
         if not _is_resolved(settlement):
-            self._pursue(sale, if_late)
+            self._pursue(sale, steps)
         return settlement
 
-    def _pursue(self, sale: Sale, if_late: Sequence[Event], *, answer: Settlement | None = None) -> None:
+    def _pursue(self, sale: Sale, steps: SettledSteps, *, answer: Settlement | None = None) -> None:
         """See a sale to its end in the background, once. `answer` is one that could not be recorded."""
         if sale.id in self._pursued:
             return
         self._pursued.add(sale.id)
-        task = self._spawn(self._pursuit(sale, if_late, answer), self._chasing)
+        task = self._spawn(self._pursuit(sale, steps, answer), self._chasing)
         task.add_done_callback(lambda _: self._pursued.discard(sale.id))
 
-    async def _pursuit(self, sale: Sale, if_late: Sequence[Event], answer: Settlement | None) -> None:
+    async def _pursuit(self, sale: Sale, steps: SettledSteps, answer: Settlement | None) -> None:
         attempt = 0
         while answer is not None:
             await self._wait(attempt)
             attempt += 1
             try:
-                await self._book_late(sale, answer, if_late)
+                await self._book_late(sale, answer, steps(True))
             except LedgerUnavailableError:
                 self._ports.log.error("settlement_not_recorded", sale=sale.id)
                 continue
             if _is_resolved(answer):
                 return
             answer = None
-        await self._ask_until_settled(sale, if_late)
+        await self._ask_until_settled(sale, steps)
 
     async def _book_late(self, sale: Sale, answer: Settlement, if_late: Sequence[Event]) -> None:
         """Record an answer that the ledger said it could not record: it may have been recorded all the same."""
@@ -125,7 +127,7 @@ class Settler:
         elif current.state is State.REDEEMING:  # by nobody: its sale ended with the ledger's failure
             await self._ports.ledger.record(sale.id, [Event.RELEASE], Change(reason=answer.reason))
 
-    async def _ask_until_settled(self, sale: Sale, if_late: Sequence[Event]) -> None:
+    async def _ask_until_settled(self, sale: Sale, steps: SettledSteps) -> None:
         """Ask again and again: the same payload moves the money at most once, so asking is safe.
 
         Only a yes ends it. After a lost answer a no proves nothing: the first transaction may have won, and its money
@@ -140,7 +142,7 @@ class Settler:
                 self._ports.log.warning("settlement_unresolved", sale=sale.id, reason=settlement.reason)
                 continue
             try:
-                await self._book(sale, settlement, if_late)
+                await self._book(sale, settlement, steps(True))
             except LedgerUnavailableError:
                 self._ports.log.error("settlement_not_recorded", sale=sale.id)
                 continue
@@ -204,12 +206,12 @@ class Settler:
                 self._ports.metrics.payment(released.offer, released.state)
             case State.SERVED:
                 await ledger.record(sale.id, [Event.SETTLE, Event.SETTLE_UNKNOWN], handed_over)
-                self._pursue(sale, late)
+                self._pursue(sale, lambda _: late)
             case State.SETTLING:
                 await ledger.record(sale.id, [Event.SETTLE_UNKNOWN], handed_over)
-                self._pursue(sale, late)
+                self._pursue(sale, lambda _: late)
             case State.SETTLE_UNKNOWN:
-                self._pursue(sale, late)
+                self._pursue(sale, lambda _: late)
             case _:
                 self._ports.log.error("adopted_a_finished_sale", sale=sale.id, state=sale.state.value)
 

@@ -5,7 +5,7 @@ fails first costs nothing and gets a proper status. Settlement goes on beside th
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -43,7 +43,7 @@ async def relay(
     first_s = till.ports.clock.monotonic_s() - call.received_s
     settling = await terms.stream_begins()
     response = web.StreamResponse(status=answer.status, headers=_head(call, terms, answer))
-    passing = _Passing(call, response, settling, till.patience.reader_s)
+    passing = _Passing(call, response, settling, terms.stream_has_begun, patience_s=till.patience.reader_s)
     delivery = await passing.run(held, meter, None if has_ended else answer)
     slot.free(served=delivery is Delivery.COMPLETE)
     answer.close()
@@ -80,12 +80,20 @@ class _Passing:
     """One stream under way, and what can stop it: its end, its buyer, its settlement, a reader that reads nothing."""
 
     def __init__(
-        self, call: Call, response: web.StreamResponse, settling: asyncio.Task[Settlement] | None, patience_s: float
+        self,
+        call: Call,
+        response: web.StreamResponse,
+        settling: asyncio.Task[Settlement] | None,
+        when_begun: Callable[[], None],
+        *,
+        patience_s: float,
     ) -> None:
         self._call = call
+        self._when_begun = when_begun
         self._patience_s = patience_s
         self._response = response
         self._settling = settling
+        self._has_begun = False
         self._is_cut = False
         self._scope: asyncio.Timeout | None = None
         self._loop = asyncio.get_running_loop()
@@ -108,6 +116,8 @@ class _Passing:
     async def _pass_on(self, held: bytes, meter: AnswerMeter, answer: UpstreamResponse | None) -> None:
         await self._response.prepare(self._call.request)
         await self._write(held)
+        self._has_begun = True
+        self._when_begun()
         while answer is not None and (chunk := await answer.read_chunk()):
             meter.feed(chunk)
             await self._write(chunk)
@@ -161,7 +171,7 @@ class _Passing:
             await self._say_refused()
             return Delivery.STARTED
         self._truncate()
-        return Delivery.ABANDONED_BY_BUYER
+        return Delivery.ABANDONED_BY_BUYER if self._has_begun else Delivery.NONE
 
     async def _say_refused(self) -> None:
         refusal = Refusal(Reason.SETTLEMENT_FAILED, "the payment was refused when it was settled; the stream is cut")

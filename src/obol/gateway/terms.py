@@ -1,28 +1,30 @@
 """Terms: what must be written down, and asked for, around the serving of one sale.
 
-`serve.py` moves bytes and knows nothing of money; it calls the terms at the four moments that matter. If the process
-dies after any line here, the ledger's state says who owes what (`core/payment.py`).
+`serve.py` moves bytes and knows nothing of money; it calls the terms at the moments that matter. If the process dies
+after any line here, the ledger's state says who owes what (`core/payment.py`).
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from obol.core.ledger import Change
-from obol.core.networks import Catalogue
-from obol.core.payment import Event, State
+from obol.core.payment import Event
 from obol.core.sale import Delivery, Sale
 from obol.core.usage import Usage
-from obol.gateway.answers import SETTLEMENT, receipt_headers
-from obol.gateway.ports import Ports
+from obol.gateway.receipts import SETTLEMENT, Headers, ReceiptHeaders
 from obol.gateway.replies import Reason, Refusal
-from obol.gateway.settling import Settler
+from obol.gateway.till import Till
 from obol.x402.facilitator import Settlement, SettleOutcome
 
 
 class Terms(Protocol):
-    """Called in this order: `stream_begins` or `answer_is_ready`, then `ended`; or `nothing_served` alone."""
+    """Called in this order: `stream_begins` and `stream_has_begun`, or `answer_is_ready`; then `ended`.
 
-    def headers(self) -> dict[str, str]:
+    Or `nothing_served`, after which nothing more is called.
+    """
+
+    def headers(self) -> Headers:
         """The receipt headers of an answer, as things stand now."""
         ...
 
@@ -30,12 +32,16 @@ class Terms(Protocol):
         """Output exists and is about to leave. A returned task may end in a definite refusal, which cuts the stream."""
         ...
 
+    def stream_has_begun(self) -> None:
+        """The first bytes of a stream were handed to the buyer's connection."""
+        ...
+
     async def answer_is_ready(self) -> Refusal | None:
         """A whole plain answer is in hand and not released; a refusal means that it must not be."""
         ...
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
-        """The answer was handed over as far as `delivery` says, after `stream_begins` or `answer_is_ready`."""
+        """The answer was handed over as far as `delivery` says; NONE is: not a byte of it."""
         ...
 
     async def nothing_served(self, reason: str) -> None:
@@ -46,112 +52,126 @@ class Terms(Protocol):
 class OnOutput:
     """Settle once output exists: a stream goes on while the facilitator is asked, a plain answer waits for it."""
 
-    def __init__(self, sale: Sale, settler: Settler, ports: Ports) -> None:
-        self._sale, self._settler, self._ports = sale, settler, ports
+    def __init__(self, sale: Sale, till: Till, receipt: ReceiptHeaders) -> None:
+        self._sale, self._till, self._receipt = sale, till, receipt
         self._is_stream = False
-        self._settlement: Settlement | None = None
-        self._unserved = ""
+        self._is_handed_over = True
+        self._headers = receipt.under_way()
 
-    def headers(self) -> dict[str, str]:
-        if self._unserved:
-            return unused_headers(self._sale, self._unserved, self._ports)
-        return receipt_headers(self._sale, self._settlement, self._ports.catalogue)
+    def headers(self) -> Headers:
+        return self._headers
 
     async def stream_begins(self) -> asyncio.Task[Settlement]:
         self._is_stream = True
         await self._record([Event.SERVE, Event.OUTPUT, Event.SETTLE], Change(delivery=Delivery.STARTED))
-        return self._settler.settle(self._sale, [Event.SETTLED], [Event.SETTLED])
+        return self._till.settler.settle(self._sale, self._steps_of_stream)
+
+    def stream_has_begun(self) -> None:
+        """It was written down before, because settling began with it."""
 
     async def answer_is_ready(self) -> Refusal | None:
         await self._record([Event.SERVE, Event.OUTPUT, Event.SETTLE], Change())
-        held = [Event.SETTLED_UNDELIVERED, Event.SERVE]
-        asking = self._settler.settle(self._sale, held, [Event.SETTLED_UNDELIVERED])
-        self._settlement = await asyncio.shield(asking)
-        return refusal_of_settlement(self._settlement, self._sale, self._ports.catalogue)
+        settlement = await asyncio.shield(self._till.settler.settle(self._sale, steps_of_held_answer))
+        self._headers = self._receipt.settled(settlement.transaction)
+        return refusal_of_settlement(settlement, self._receipt)
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
         if self._is_stream:
-            self._settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
+            self._is_handed_over = delivery is not Delivery.NONE
+            self._till.settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
         else:
-            hand_over(self._settler, self._sale, delivery, usage)
+            hand_over(self._till, self._sale, delivery, usage)
 
     async def nothing_served(self, reason: str) -> None:
-        self._unserved = reason
-        await self._settler.release(self._sale, reason)
+        self._headers = self._receipt.unused(reason)
+        await self._till.settler.release(self._sale, reason)
+
+    def _steps_of_stream(self, _is_late: bool) -> Sequence[Event]:
+        """A buyer who was gone before the first byte left is owed what was paid for."""
+        return [Event.SETTLED] if self._is_handed_over else [Event.SETTLED_UNDELIVERED]
 
     async def _record(self, events: list[Event], change: Change) -> None:
-        recorded = await self._ports.ledger.record(self._sale.id, events, change)
-        self._ports.metrics.payment(recorded.offer, recorded.state)
+        ports = self._till.ports
+        recorded = await ports.ledger.record(self._sale.id, events, change)
+        ports.metrics.payment(recorded.offer, recorded.state)
 
 
 class Paid:
     """The money has moved (settled before, or an owed answer): the sale is REDEEMING until something is handed over."""
 
-    def __init__(self, sale: Sale, settler: Settler, ports: Ports) -> None:
-        self._sale, self._settler, self._ports = sale, settler, ports
-        self._is_stream = False
+    def __init__(self, sale: Sale, till: Till, receipt: ReceiptHeaders) -> None:
+        self._sale, self._till = sale, till
+        self._headers = receipt.settled(sale.transaction)
+        self._owed_headers = receipt.owed(sale.transaction)
+        self._has_begun = False
 
-    def headers(self) -> dict[str, str]:
-        settled = Settlement(SettleOutcome.SETTLED, self._sale.transaction)
-        return receipt_headers(self._sale, settled, self._ports.catalogue)
+    def headers(self) -> Headers:
+        return self._headers
 
     async def stream_begins(self) -> None:
-        self._is_stream = True
-        recorded = await self._ports.ledger.record(self._sale.id, [Event.OUTPUT], Change(delivery=Delivery.STARTED))
-        self._ports.metrics.payment(recorded.offer, recorded.state)
+        """The money has moved; that something was handed over is recorded when it was."""
+
+    def stream_has_begun(self) -> None:
+        self._has_begun = True
+        self._till.settler.record_soon(self._sale, [Event.OUTPUT], Change(delivery=Delivery.STARTED))
 
     async def answer_is_ready(self) -> None:
         """The money has moved: nothing stands between the answer and its buyer."""
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
-        if self._is_stream:
-            self._settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
+        if self._has_begun:
+            self._till.settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
         else:
-            hand_over(self._settler, self._sale, delivery, usage)
+            hand_over(self._till, self._sale, delivery, usage)
 
     async def nothing_served(self, reason: str) -> None:
-        await self._settler.release(self._sale, reason)
+        self._headers = self._owed_headers
+        await self._till.settler.release(self._sale, reason)
 
 
 class Waived:
     """Verify-only: the payment is checked and used up, and never settled."""
 
-    def __init__(self, sale: Sale, settler: Settler, ports: Ports) -> None:
-        self._sale, self._settler, self._ports = sale, settler, ports
-        self._unserved = ""
+    def __init__(self, sale: Sale, till: Till, receipt: ReceiptHeaders) -> None:
+        self._sale, self._till, self._receipt = sale, till, receipt
+        self._headers = receipt.under_way() | {SETTLEMENT: "verify-only"}
 
-    def headers(self) -> dict[str, str]:
-        if self._unserved:
-            return unused_headers(self._sale, self._unserved, self._ports)
-        return receipt_headers(self._sale, None, self._ports.catalogue) | {SETTLEMENT: "verify-only"}
+    def headers(self) -> Headers:
+        return self._headers
 
     async def stream_begins(self) -> None:
         await self._waive()
+
+    def stream_has_begun(self) -> None:
+        """It was written down before."""
 
     async def answer_is_ready(self) -> None:
         await self._waive()
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
-        self._settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
+        self._till.settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
 
     async def nothing_served(self, reason: str) -> None:
-        self._unserved = reason
-        await self._settler.release(self._sale, reason)
+        self._headers = self._receipt.unused(reason)
+        await self._till.settler.release(self._sale, reason)
 
     async def _waive(self) -> None:
         events = [Event.SERVE, Event.OUTPUT, Event.WAIVE]
         change = Change(delivery=Delivery.STARTED, settled_atomic=0, reason="verify_only")
-        recorded = await self._ports.ledger.record(self._sale.id, events, change)
-        self._ports.metrics.payment(recorded.offer, recorded.state)
+        recorded = await self._till.ports.ledger.record(self._sale.id, events, change)
+        self._till.ports.metrics.payment(recorded.offer, recorded.state)
 
 
 class Free:
     """No payment gate: nothing is owed either way."""
 
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> Headers:
         return {}
 
     async def stream_begins(self) -> None:
+        """Nothing to write down."""
+
+    def stream_has_begun(self) -> None:
         """Nothing to write down."""
 
     async def answer_is_ready(self) -> None:
@@ -164,30 +184,28 @@ class Free:
         """Nothing to write down."""
 
 
-def unused_headers(sale: Sale, reason: str, ports: Ports) -> dict[str, str]:
-    """The receipt headers of an answer that costs nothing, such as an upstream's error: no money moves for it."""
-    nothing = Settlement(SettleOutcome.FAILED, reason=reason)
-    return receipt_headers(sale, nothing, ports.catalogue) | {SETTLEMENT: State.RELEASED.value}
+def steps_of_held_answer(is_late: bool) -> Sequence[Event]:
+    """Settled while nothing was handed over: owed, and being served by whoever waits for it (nobody, when late)."""
+    return [Event.SETTLED_UNDELIVERED] if is_late else [Event.SETTLED_UNDELIVERED, Event.SERVE]
 
 
-def hand_over(settler: Settler, sale: Sale, delivery: Delivery, usage: Usage) -> None:
-    """End a REDEEMING sale: owed when nothing of its plain answer was handed over, else settled."""
+def hand_over(till: Till, sale: Sale, delivery: Delivery, usage: Usage) -> None:
+    """End a REDEEMING sale: owed when nothing of its answer was handed over, else settled."""
     event = Event.RELEASE if delivery is Delivery.NONE else Event.OUTPUT
-    settler.record_soon(sale, [event], Change(delivery=delivery, usage=usage))
+    till.settler.record_soon(sale, [event], Change(delivery=delivery, usage=usage))
 
 
-def refusal_of_settlement(settlement: Settlement, sale: Sale, catalogue: Catalogue) -> Refusal | None:
-    """Why an answer is not released, given what came of its settlement; says so in the settlement headers too."""
-    headers = receipt_headers(sale, settlement, catalogue)
+def refusal_of_settlement(settlement: Settlement, receipt: ReceiptHeaders) -> Refusal | None:
+    """Why an answer is not released, given what came of its settlement; says so in the receipt headers too."""
     match settlement.outcome:
         case SettleOutcome.SETTLED:
             return None
         case SettleOutcome.FAILED:
             text = f"the payment was refused when it was settled ({settlement.reason}); no money moved"
-            return Refusal(Reason.SETTLEMENT_FAILED, text, sale_id=sale.id, headers=headers)
+            return Refusal(Reason.SETTLEMENT_FAILED, text, headers=receipt.refused(settlement))
         case SettleOutcome.PENDING | SettleOutcome.UNKNOWN:
             text = (
                 "it is not known yet whether the payment went through: do not pay again; "
                 "present the same payment later, or watch the receipt"
             )
-            return Refusal(Reason.SETTLEMENT_UNKNOWN, text, retry_after_s=5, sale_id=sale.id, headers=headers)
+            return Refusal(Reason.SETTLEMENT_UNKNOWN, text, retry_after_s=5, headers=receipt.refused(settlement))

@@ -1,15 +1,27 @@
-"""Watching the upstream, so that a buyer is told 503 before a quote and not after paying."""
+"""Watching the upstream, so that a buyer is told 503 before a quote, and the ledger for sales of gateways that died."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
-from obol.errors import UpstreamError
+from obol.errors import LedgerUnavailableError, UpstreamError, UpstreamTimeoutError
 from obol.gateway.live_offer import LiveOffer
+from obol.gateway.settling import Settler
 
 UP_INTERVAL_S = 10.0
 """Between questions while the upstream is up: each sale tells as much as a question."""
 DOWN_INTERVAL_S = 1.0
 """Between questions while it is down, which a sale may find out at any time: other sales wait for the answer."""
+ADOPT_INTERVAL_S = 30.0
+"""Between looks for sales that another gateway on the same ledger left unfinished when it died."""
+
+
+async def adopt_from_the_dead(settler: Settler, *, interval_s: float = ADOPT_INTERVAL_S) -> None:
+    """Look for ever; a ledger that cannot be asked now is asked again later."""
+    while True:
+        await asyncio.sleep(interval_s)
+        with contextlib.suppress(LedgerUnavailableError):  # whoever sells meanwhile is told, and logs it
+            await settler.recover()
 
 
 async def watch_upstream(
@@ -29,6 +41,8 @@ async def watch_upstream(
         since_asked_s = 0.0
         try:
             await ask()
+        except UpstreamTimeoutError:
+            continue  # busy is not down
         except UpstreamError:
             live.is_upstream_up = False
         else:

@@ -13,6 +13,7 @@ import msgspec
 
 from obol.core.offer import Api
 from obol.core.usage import UNKNOWN_USAGE, Usage
+from obol.inference.nesting import is_nested_too_deeply
 from obol.inference.sse import Event
 
 _DELTA_OUTPUT = (
@@ -196,6 +197,8 @@ def _is_error(message: Mapping[str, Any]) -> bool:
 
 
 def _object(data: bytes) -> Mapping[str, Any] | None:
+    if is_nested_too_deeply(data):
+        return None
     try:
         message = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from obol.errors import MalformedRequestError
+from obol.inference.nesting import is_nested_too_deeply
 
 MAX_MEMBERS = 256
 """Names in one object; the inference APIs know fewer than a hundred."""
@@ -29,6 +30,8 @@ def read_members(text: bytes, relevant: AbstractSet[str], *, param: str | None =
     `relevant` are the names (lower case) that may not be spelled in another letter case; `param` names the object in
     errors. Raises `MalformedRequestError`: not JSON, not an object, nested too deeply, too many or ambiguous names.
     """
+    if is_nested_too_deeply(text):
+        raise MalformedRequestError("the JSON is nested too deeply", param=param, reason="invalid_json")
     try:
         members = _DECODER.decode(text)
     except msgspec.ValidationError as error:

@@ -29,11 +29,16 @@ _COUNT_NAMES = ("n", "n_cmpl", "best_of")
 _OPTIONS_OUTPUT_NAME = "num_predict"
 _RELEVANT = frozenset(
     {"model", "stream", "stream_options", "options", *_OUTPUT_NAMES, *_COUNT_NAMES}
-    | {"messages", "prompt", "input", "system", "instructions", "tools", "functions", "context", "suffix"}
+    | {"keep_alive", "messages", "prompt", "input", "system", "instructions", "tools", "functions", "context", "suffix"}
 )
 """Names that a check depends on. Lower case."""
 
-_OPTIONS_RELEVANT = frozenset({_OPTIONS_OUTPUT_NAME})
+_SERVER_OPTIONS = frozenset(
+    {"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "use_mmap", "use_mlock", "low_vram"}
+)
+"""Ollama options that make the server load its model again: the seller's to set, not a buyer's."""
+
+_OPTIONS_RELEVANT = frozenset({_OPTIONS_OUTPUT_NAME, *_SERVER_OPTIONS})
 
 _OBEYED: Mapping[Api, str] = MappingProxyType(
     {
@@ -89,6 +94,8 @@ class LimitExceeded:
 def read_request(api: Api, body: bytes) -> InferenceRequest:
     """Read a request body. Raises `MalformedRequestError` with `param` and a reason code."""
     members = read_members(body, _RELEVANT)
+    if api in OLLAMA_APIS:
+        _refuse_server_settings(members)
     return InferenceRequest(
         api=api,
         model=_model(members),
@@ -150,6 +157,15 @@ def _output_limit(request: InferenceRequest, limit: int) -> Members:
 def _too_much(asked: OutputAsked, choices: int, limit: int) -> str:
     times = f" for each of {choices} completions" if choices > 1 else ""
     return f"{asked.param} asks for {asked.tokens} output tokens{times}; this offer allows {limit} in all"
+
+
+def _refuse_server_settings(members: Members) -> None:
+    """`keep_alive: 0` with an empty prompt unloads the model and costs nothing; some options reload it."""
+    named = [name for name in ("keep_alive",) if _value(members, name) is not None]
+    named += [f"options.{name}" for name in sorted(_SERVER_OPTIONS & set(_options(members)))]
+    if named:
+        message = f"{named[0]} is for the seller to set: leave it out"
+        raise MalformedRequestError(message, param=named[0], reason="not_for_sale")
 
 
 def _model(members: Members) -> str:

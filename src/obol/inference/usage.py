@@ -10,6 +10,7 @@ What is unknown stays None: no usage is invented from chunks, and a "usage" insi
 import json
 import re
 from collections import deque
+from dataclasses import dataclass
 
 from obol.core.offer import Api
 from obol.core.usage import UNKNOWN_USAGE, Usage
@@ -34,15 +35,18 @@ _TELLING = re.compile(
 _MAX_CANDIDATES = 8
 
 
-def usage_of_plain(api: Api, body: bytes) -> Usage:
-    """The usage that a whole plain answer reports."""
+@dataclass(frozen=True, slots=True)
+class PlainAnswer:
+    """What a whole plain answer is: `has_output` means worth money, so not an error, not nonsense, not empty."""
+
+    has_output: bool
+    usage: Usage
+
+
+def read_plain_answer(api: Api, body: bytes) -> PlainAnswer:
+    """Judge a whole plain answer."""
     seen = read_plain(api, body)
-    return _merge(seen.timings, seen.usage)
-
-
-def plain_has_output(api: Api, body: bytes) -> bool:
-    """Whether a whole plain answer is worth money: not an error, not nonsense, not empty."""
-    return read_plain(api, body).has_output
+    return PlainAnswer(seen.has_output, _merge(seen.timings, seen.usage))
 
 
 class AnswerMeter:
