@@ -30,7 +30,7 @@ class State(StrEnum):
     REJECTED = "rejected"
     """It was refused; it was never claimed [nobody]."""
     CLAIMED = "claimed"
-    """This sale alone may use the authorization; the upstream was not contacted [nobody]."""
+    """This sale alone may use the authorization; nothing was delivered [nobody]."""
     SERVING = "serving"
     """The upstream was contacted; no output exists yet [nobody]."""
     RELEASED = "released"
