@@ -249,7 +249,8 @@ def _kind(error: Exception) -> str:
 
 def _text(text: str | None) -> str:
     """A peer's words, made harmless: printable and short."""
-    return "".join(c for c in (text or "")[:_TEXT_LIMIT] if c.isprintable())
+    kept = (text or "")[:_TEXT_LIMIT]
+    return kept if kept.isprintable() else "".join(c for c in kept if c.isprintable())
 
 
 def _code(text: str | None) -> str:

@@ -1,7 +1,6 @@
 """Gateway: the seller's whole program, from a config to a listening server and back."""
 
 import asyncio
-import secrets
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -14,6 +13,7 @@ from aiohttp import web
 
 from obol.adapters.chain_devnet import DevnetChain
 from obol.adapters.clock import SystemClock
+from obol.adapters.entropy import Entropy
 from obol.adapters.event_loop import run
 from obol.adapters.facilitator_devnet import DevnetFacilitator
 from obol.adapters.facilitator_http import HttpFacilitator
@@ -182,7 +182,7 @@ class Gateway:
         self._stack.push_async_callback(facilitator.close)
         if offer.payment_gate:
             await self._check_supported(facilitator, offer)
-        return Ports(ledger, facilitator, self._clock, secrets.token_bytes, Metrics(), self._log, config.catalogue)
+        return Ports(ledger, facilitator, self._clock, Entropy(), Metrics(), self._log, config.catalogue)
 
     async def _check_supported(self, facilitator: Facilitator, offer: Offer) -> None:
         """Refuse to sell what the facilitator says it cannot settle; go on when it cannot be asked now."""
@@ -226,7 +226,7 @@ class Gateway:
 
     async def _bind(self, handler: Handler, address: str, field: str) -> None:
         host, port = split_address(address, field)
-        server = HttpServer(handler, log=self._log, entropy=secrets.token_bytes)
+        server = HttpServer(handler, log=self._log, entropy=Entropy())
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
