@@ -278,3 +278,10 @@ async def test_no_prompt_and_no_payment_reaches_the_log(shop: Shop) -> None:
     for answer in answers:
         for value in answer.payment.values():
             assert value not in text or value == "junk"
+
+
+async def test_a_paid_request_is_logged_with_its_id_and_its_sale(shop: Shop) -> None:
+    answer = await shop.pay(chat())
+    (line,) = [line for line in shop.logged if line["event"] == "request"]
+    assert (line["request"], line["sale"]) == (answer.headers["X-Request-Id"], answer.sale_id)
+    assert (line["outcome"], line["offer"]) == ("served", "inference")

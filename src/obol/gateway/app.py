@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from obol.gateway.answers import quote, refuse, wants_page
 from obol.gateway.call import Call
 from obol.gateway.order import read_order
 from obol.gateway.page import quote_page
+from obol.gateway.receipts import RECEIPT
 from obol.gateway.replies import MESSAGES, REPLIES, Reason, Refusal, refusal_of
 from obol.gateway.sale import sell, serve_free
 from obol.gateway.till import Till
@@ -162,19 +164,21 @@ class App:
         try:
             answer = await asyncio.shield(sale)
         except asyncio.CancelledError:
-            sale.add_done_callback(self._report)
+            sale.add_done_callback(partial(self._report, call))
             call.hang_up()
             raise
+        self._log(call, answer)
         if not isinstance(answer, Refusal):
             self._count(answer)
         return answer
 
-    def _report(self, sale: asyncio.Task[web.StreamResponse | Refusal]) -> None:
+    def _report(self, call: Call, sale: asyncio.Task[web.StreamResponse | Refusal]) -> None:
         """The end of a sale whose buyer has gone: neither its outcome nor a bug must vanish with it."""
         if sale.cancelled():
             return
         error = sale.exception()
         if error is None:
+            self._log(call, sale.result())
             self._count(sale.result())
         elif isinstance(error, ObolError):
             self._count(refusal_of(error))
@@ -183,12 +187,18 @@ class App:
             self._ports.log.error("sale_failed", error=type(error).__name__, exc_info=error)
 
     def _count(self, answer: web.StreamResponse | Refusal) -> None:
-        """Count a request by how it ended; an error that the upstream gave and the buyer got is not `served`."""
-        if isinstance(answer, Refusal):
-            outcome = answer.reason.value
-        else:
-            outcome = "served" if answer.status < 300 else "upstream_error"
-        self._ports.metrics.request(self._live.offer.name, outcome)
+        self._ports.metrics.request(self._live.offer.name, _outcome(answer))
+
+    def _log(self, call: Call, answer: web.StreamResponse | Refusal) -> None:
+        """One line for each request that was paid for, or would have been: the request id finds its sale."""
+        self._ports.log.info(
+            "request",
+            request=call.id,
+            offer=self._live.offer.name,
+            outcome=_outcome(answer),
+            sale=answer.headers.get(RECEIPT, "").rpartition("/")[2],
+            total_s=round(self._ports.clock.monotonic_s() - call.received_s, 4),
+        )
 
     async def _receipt(self, sale_id: str) -> web.Response | Refusal:
         sale = await self._ports.ledger.sale(sale_id) if _SALE_ID.fullmatch(sale_id) else None
@@ -211,6 +221,13 @@ class App:
         """The paid resource as the buyer addresses it. Forwarding headers are anybody's words and are not read."""
         base = self._public_url or f"http://{call.request.host}{call.base_path}"
         return base + call.resource_path
+
+
+def _outcome(answer: web.StreamResponse | Refusal) -> str:
+    """How a request ended; an error that the upstream gave and the buyer got is not `served`."""
+    if isinstance(answer, Refusal):
+        return answer.reason.value
+    return "served" if answer.status < 300 else "upstream_error"
 
 
 def _model(public: str, owner: str) -> dict[str, str | int]:
