@@ -14,6 +14,7 @@ from tests.gateway.shop import MODEL, SELLER, Shop
 CONFIG = GatewayConfig(upstream_url="http://localhost:8000", pay_to=SELLER)
 CHECKSUMMED = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 WRONG: dict[str, list[dict[str, Any]]] = {
+    "NAME": [{"name": text} for text in ("", "../x", "a/b", "a b", "-a", "é", "a;b", "x" * 64)],
     "--upstream": [
         {"upstream_url": text}
         for text in ("", "localhost:8000", "ftp://host", "http://", "http://u:p@host", "http://host/?a=1", "http://h#a")

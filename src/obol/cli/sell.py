@@ -34,10 +34,19 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
 @click.option("--listen", default=":8402", show_default=True, metavar="HOST:PORT", help="Public address.")
 @click.option("--admin-listen", metavar="HOST:PORT", help="Move /status and /metrics to this address.")
 @click.option("--public-url", metavar="URL", help="Base URL that buyers use, behind a proxy of yours.")
-@click.option("--facilitator", "facilitator_url", metavar="URL", help="Who verifies and settles payments.")
+@click.option(
+    "--facilitator",
+    "facilitator_url",
+    metavar="URL",
+    help="Who verifies and settles payments.  [default: https://facilitator.x402.rs]",
+)
 @click.option("--devnet", is_flag=True, help="Settle on an embedded ledger of play money.")
 @click.option(
-    "--settlement", type=click.Choice([p.value for p in SettlementPolicy]), default="on-output", show_default=True
+    "--settlement",
+    type=click.Choice([p.value for p in SettlementPolicy]),
+    default="on-output",
+    help="When money moves: once output exists, or before serving.",
+    show_default=True,
 )
 @click.option("--verify-only", is_flag=True, help="Verify payments and never settle them (staging).")
 @click.option("--no-payment-gate", is_flag=True, help="Serve without payment, on loopback only.")
@@ -45,9 +54,23 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
 @click.option("--max-inflight", type=int, help="Requests served at once; above it 429.")
 @click.option("--per-buyer-max-inflight", type=int, help="The same for one payer.")
 @click.option("--max-queue-depth", type=int, default=0, show_default=True, help="Paid requests that may wait.")
-@click.option("--queue-timeout", "queue_timeout_s", type=float, default=10.0, show_default=True, metavar="S")
+@click.option(
+    "--queue-timeout",
+    "queue_timeout_s",
+    type=float,
+    default=10.0,
+    help="How long a queued request waits for a slot.",
+    show_default=True,
+    metavar="S",
+)
 @click.option("--gpu-count", type=int, help="Capacity metadata for buyers; schedules nothing.")
-@click.option("--max-body-bytes", type=int, default=10 * 1024 * 1024, show_default=True)
+@click.option(
+    "--max-body-bytes",
+    type=int,
+    default=10 * 1024 * 1024,
+    help="Larger requests are refused with 413.",
+    show_default=True,
+)
 @click.option("--max-input-tokens", type=int, help="Longer inputs are refused before payment.")
 @click.option("--max-output-tokens", type=int, help="More is refused; absent limits are set to this.")
 @click.option(
@@ -64,27 +87,70 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
 )
 @click.option("--upstream-auth-env", metavar="NAME", help="Environment variable with the server's API key.")
 @click.option(
-    "--upstream-connect-timeout", "upstream_connect_timeout_s", type=float, default=5.0, show_default=True, metavar="S"
+    "--upstream-connect-timeout",
+    "upstream_connect_timeout_s",
+    type=float,
+    default=5.0,
+    help="Wait for a connection to the model server.",
+    show_default=True,
+    metavar="S",
 )
 @click.option(
     "--upstream-first-byte-timeout",
     "upstream_first_byte_timeout_s",
     type=float,
     default=600.0,
+    help="Wait for its answer to begin: a cold server loads its model first.",
     show_default=True,
     metavar="S",
 )
 @click.option(
-    "--upstream-idle-timeout", "upstream_idle_timeout_s", type=float, default=120.0, show_default=True, metavar="S"
+    "--upstream-idle-timeout",
+    "upstream_idle_timeout_s",
+    type=float,
+    default=120.0,
+    help="Wait between two chunks of its answer.",
+    show_default=True,
+    metavar="S",
 )
-@click.option("--verify-timeout", "verify_timeout_s", type=float, default=5.0, show_default=True, metavar="S")
-@click.option("--settle-timeout", "settle_timeout_s", type=float, default=60.0, show_default=True, metavar="S")
-@click.option("--drain-timeout", "drain_timeout_s", type=float, default=60.0, show_default=True, metavar="S")
+@click.option(
+    "--verify-timeout",
+    "verify_timeout_s",
+    type=float,
+    default=5.0,
+    help="Wait for the facilitator to check a payment.",
+    show_default=True,
+    metavar="S",
+)
+@click.option(
+    "--settle-timeout",
+    "settle_timeout_s",
+    type=float,
+    default=60.0,
+    help="Wait for the facilitator to settle a payment.",
+    show_default=True,
+    metavar="S",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_timeout_s",
+    type=float,
+    default=60.0,
+    help="Wait for sales in flight when stopping.",
+    show_default=True,
+    metavar="S",
+)
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the ledger is kept.  [default: by XDG]"
 )
 @click.option("--description", default="", help="One line for buyers.")
-@click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "text"]),
+    default="auto",
+    help="auto: text on a terminal, else JSON.",
+    show_default=True,
+)
 @output.json_option
 def inference(as_json: bool, log_format: str, **options: Any) -> None:
     """Sell the answers of the model server at --upstream under NAME, until SIGTERM.

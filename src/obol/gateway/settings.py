@@ -1,6 +1,7 @@
 """GatewayConfig: everything a gateway is told at start, as a person writes it; `offer_of` turns it into an Offer."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from obol.errors import SettingsError
 from obol.x402.eip712 import checksum_address
 
 DEFAULT_PORT = 8402
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+"""Names of deployments, offers and `/services/<name>`: one rule, also for file names."""
 DEFAULT_FACILITATOR_URL = "https://facilitator.x402.rs"
 
 
@@ -84,6 +87,10 @@ class GatewayConfig:
 
 def checked(config: GatewayConfig) -> GatewayConfig:
     """The config, or a `SettingsError` that names the first field that is wrong or contradicts another."""
+    if _NAME.fullmatch(config.name) is None:
+        raise SettingsError(
+            "NAME", f"{config.name!r} is not a name: a letter or digit, then up to 62 of A-Z a-z 0-9 _ -"
+        )
     _check_numbers(config)
     _check_url("--upstream", config.upstream_url)
     if config.public_url is not None:
