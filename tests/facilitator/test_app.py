@@ -207,7 +207,7 @@ async def test_a_problem_never_repeats_what_was_sent(http: aiohttp.ClientSession
 async def test_a_body_above_the_limit_is_413(http: aiohttp.ClientSession, url: str) -> None:
     async with http.post(url + "/verify", data=b" " * (MAX_BODY_BYTES + 1)) as response:
         assert response.status == 413
-        assert (await response.json())["reason"] == "request_entity_too_large"
+        assert (await response.json())["reason"] == "body_too_large"
     status, _ = await post(http, url + "/verify", v2_body())
     assert status == 200
 

@@ -19,19 +19,28 @@ def test_the_page_says_what_for_how_much_to_whom_and_how() -> None:
     assert "--max-price 0.25" in page
 
 
-@pytest.mark.parametrize("field", ["name", "description", "model", "resource"])
+def test_the_page_stays_under_the_prefix_and_shows_a_body_that_fits_the_api() -> None:
+    chat = quote_page(make_offer(), "https://x.example/services/a/v1/chat/completions")
+    assert 'href="https://x.example/services/a/v1/models"' in chat
+    assert "--prompt" in chat
+    embeddings = quote_page(make_offer(), "https://x.example/v1/embeddings")
+    assert 'href="https://x.example/v1/models"' in embeddings
+    assert "-d @request.json" in embeddings
+
+
+@pytest.mark.parametrize("field", ["description", "model", "resource"])
 def test_everything_from_outside_is_escaped(field: str) -> None:
     offer = make_offer(
         models=(EVIL,) if field == "model" else ("tiny",),
-        **({field: EVIL} if field in ("name", "description") else {}),
+        **({field: EVIL} if field == "description" else {}),
     )
     page = quote_page(offer, EVIL if field == "resource" else "http://x/")
     assert "<script" not in page
     assert "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;&quot;&amp;" in page
 
 
-def test_braces_in_a_name_are_only_braces() -> None:
-    assert "{price}{0}" in quote_page(make_offer(name="{price}{0}"), "http://x/")
+def test_braces_in_a_description_are_only_braces() -> None:
+    assert "{price}{0}" in quote_page(make_offer(description="{price}{0}"), "http://x/")
 
 
 async def test_a_browser_gets_the_page_with_status_402_where_programs_post(shop: Shop) -> None:

@@ -6,7 +6,6 @@ bug of ours. Each answer is JSON and carries `X-Request-Id`. Source: x402 specif
 """
 
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 
 import msgspec
 import structlog
@@ -35,6 +34,13 @@ STATUSES: dict[type[ObolError], int] = {
     LedgerUnavailableError: 503,
 }
 """Errors that have an answer of their own here; any other is a bug: 500."""
+
+_REFUSALS = {
+    404: ("not_found", "nothing is served at this address"),
+    405: ("method_not_allowed", "this address takes another method, see Allow"),
+    413: ("body_too_large", f"the body is larger than {MAX_BODY_BYTES} bytes"),
+}
+"""Reason and text of what aiohttp refuses. Ours: Python's names for statuses change between its versions."""
 
 
 def build_app(
@@ -134,8 +140,8 @@ async def _answer(
 
 def _http_refusal(refusal: web.HTTPException) -> web.Response:
     """404, 405, 413 as JSON; `Allow` stays."""
-    status = HTTPStatus(refusal.status)
-    response = _problem(refusal.status, status.name.lower(), status.phrase)
+    reason, text = _REFUSALS.get(refusal.status, (f"http_{refusal.status}", "refused"))
+    response = _problem(refusal.status, reason, text)
     if "Allow" in refusal.headers:
         response.headers["Allow"] = refusal.headers["Allow"]
     return response
