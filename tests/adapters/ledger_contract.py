@@ -288,6 +288,16 @@ class LedgerContract:
         assert adopted == [sale for sale in left if sale.state in ADOPTABLE]
         assert await ledger.adopt() == []
 
+    async def test_only_sales_of_the_asked_network_are_adopted(self, open_ledger: OpenLedger) -> None:
+        """A gateway on another network could not settle them, and must not keep them from who can."""
+        dead = await open_ledger()
+        sale = await claimed_in(dead, State.SETTLE_UNKNOWN)
+        await dead.close()
+        stranger, heir = await open_ledger(), await open_ledger()
+
+        assert await stranger.adopt("eip155:1") == []
+        assert await heir.adopt(sale.key.network) == [sale]
+
     async def test_an_adopted_sale_is_finished_by_its_adopter(self, open_ledger: OpenLedger) -> None:
         dead = await open_ledger()
         await claimed_in(dead, State.SETTLING)

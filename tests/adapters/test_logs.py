@@ -31,6 +31,25 @@ def test_a_readable_log_names_its_event(capsys: pytest.CaptureFixture[str]) -> N
     assert "settlement" in capsys.readouterr().err
 
 
+def test_a_readable_traceback_holds_no_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(payload: str) -> None:
+        raise ValueError(f"why: {len(payload)}")
+
+    try:
+        fail("the " + "payload")
+    except ValueError as error:
+        make_logger(as_json=False).error("request_failed", exc_info=error)
+    written = capsys.readouterr().err
+    assert "ValueError: why: 11" in written
+    assert "the payload" not in written
+
+
+def test_a_readable_log_is_one_short_line_without_blank_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    make_logger(as_json=False).info("settlement", state="settled", reason="", sale="1")
+    line = capsys.readouterr().err
+    assert line.endswith("Z [info] settlement state=settled sale=1\n")
+
+
 def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
     log = make_logger(as_json=True)
     log.debug("detail")

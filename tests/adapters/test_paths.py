@@ -33,3 +33,7 @@ def test_the_devnet_is_one_file_in_it() -> None:
 
 def test_all_gateways_of_a_user_share_one_ledger_so_that_claims_are_shared() -> None:
     assert ledger_file(Path("/data")) == Path("/data/ledger.sqlite3")
+
+
+def test_play_money_has_a_ledger_of_its_own() -> None:
+    assert ledger_file(Path("/data"), devnet=True) == Path("/data/ledger-devnet.sqlite3")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from obol import GatewayConfig
-from obol.adapters.paths import ledger_file
 from obol.core.offer import SettlementPolicy
 from obol.errors import SettingsError
 from obol.gateway.settings import checked, offer_of
@@ -233,7 +232,7 @@ async def test_a_slow_settlement_does_not_let_the_payment_in_again(make_shop: Ma
 
 async def test_a_locked_ledger_sells_nothing_and_spends_nothing(shop: Shop) -> None:
     payment = shop.payment()
-    with closing(sqlite3.connect(ledger_file(shop.folder), isolation_level=None)) as other:
+    with closing(sqlite3.connect(shop.ledger_file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = await shop.post(payment)
         assert (answer.status, answer.reason, answer.asks_for_money) == (503, "ledger_unavailable", False)

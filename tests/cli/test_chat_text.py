@@ -31,16 +31,65 @@ def test_a_word_is_there_as_soon_as_its_event_is() -> None:
     [
         ({"choices": [{"message": {"content": "hi"}}]}, "hi"),
         ({"choices": [{"text": "hi"}]}, "hi"),
-        ({"choices": [{"message": {"content": None}}]}, ""),
-        ({"choices": [None, 3]}, ""),
-        ({"choices": 3}, ""),
-        ([], ""),
+        ({"type": "message", "content": [{"type": "text", "text": "hi"}, {"type": "tool_use"}, 3]}, "hi"),
+        (
+            {
+                "object": "response",
+                "output": [
+                    {"type": "reasoning", "content": [{"type": "text", "text": "no"}]},
+                    {"type": "message", "content": [{"type": "output_text", "text": "hi"}]},
+                ],
+            },
+            "hi",
+        ),
+        ({"done": True, "message": {"content": "hi"}}, "hi"),
+        ({"done": True, "response": "hi"}, "hi"),
     ],
 )
 def test_a_plain_answer_gives_its_text(answer: object, expected: str) -> None:
     text = ChatText("application/json")
 
     assert (text.feed(json.dumps(answer).encode()), text.end()) == ("", expected)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"choices": [{"message": {"content": None}}]}, {"choices": [None, 3]}, {"choices": 3}, {"data": [1]}, []]
+)
+def test_a_plain_answer_without_text_is_given_as_it_is(answer: object) -> None:
+    text = ChatText("application/json")
+
+    assert (text.feed(json.dumps(answer).encode()), text.end()) == ("", json.dumps(answer))
+
+
+RESPONSES = b"""data: {"type": "response.output_text.delta", "delta": "hi"}
+
+data: {"type": "response.reasoning_text.delta", "delta": "no"}
+
+data: {"type": "response.completed", "response": {"object": "response", "output": []}}
+
+"""
+MESSAGES = b"""data: {"type": "message_start", "message": {"type": "message", "content": []}}
+
+data: {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}}
+
+data: {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "no"}}
+
+"""
+OLLAMA = b"""{"message": {"content": "h"}, "done": false}
+{"response": "i", "done": false}
+{"done": true}
+"""
+
+
+@pytest.mark.parametrize(
+    ("content_type", "stream"),
+    [("text/event-stream", RESPONSES), ("text/event-stream", MESSAGES), ("application/x-ndjson", OLLAMA)],
+    ids=["responses", "messages", "ollama"],
+)
+def test_streams_of_the_other_apis_give_their_text(content_type: str, stream: bytes) -> None:
+    text = ChatText(content_type)
+
+    assert text.feed(stream) + text.end() == "hi"
 
 
 def test_a_line_without_end_is_not_collected_for_ever() -> None:

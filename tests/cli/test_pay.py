@@ -5,11 +5,13 @@ import os
 import stat
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from obol.buyer import payment_auth
 from obol.cli.exit_codes import ExitCode
 from obol.cli.pay import DEFAULT_MAX_PRICE
+from obol.cli.pay_quote import refused_words
 from obol.x402.models import SettleResponse
 from tests.cli.conftest import Run, start
 from tests.fakes.seller import (
@@ -156,6 +158,16 @@ def test_a_dry_run_of_what_is_free_says_so(run: Run, seller: FakeSeller) -> None
 
     assert result.exit_code == ExitCode.OK
     assert "asks for no payment" in result.stderr
+
+
+def test_a_dry_run_of_a_refusal_gives_the_sellers_words() -> None:
+    def answer(body: object) -> str:
+        return refused_words(httpx2.Response(404, json=body))
+
+    assert answer({"error": {"message": "no\nsuch model"}}) == "no quote: the seller answered 404: no such model"
+    strange: list[object] = [{"error": "no"}, {"error": {"message": 3}}, [], None]
+    for body in strange:
+        assert answer(body) == "no quote: the seller answered 404"
 
 
 def test_a_v1_seller_is_quoted_and_paid(run: Run, key: tuple[str, str]) -> None:
@@ -311,7 +323,8 @@ def test_method_and_headers_are_the_callers(run: Run, seller: FakeSeller, key: t
         (("-d", "@/nowhere/at/all"), "-d"),
         (("-H", "no colon"), "-H"),
         (("-H", "X: a\nY: b"), "-H"),
-        ((*ASK, "--max-price", "0,01"), "max_price"),
+        ((*ASK, "--max-price", "0,01"), "--max-price: '0,01'"),
+        ((*ASK, "--timeout", "0"), "--timeout"),
     ],
     ids=str,
 )

@@ -217,11 +217,11 @@ async def test_the_sellers_credential_comes_from_the_environment(upstream: FakeM
 
 async def test_the_ledger_is_where_the_flag_says_or_where_xdg_does(upstream: FakeModelServer, tmp_path: Path) -> None:
     async with selling(upstream, tmp_path / "given"):
-        assert (tmp_path / "given" / "ledger.sqlite3").exists()
+        assert (tmp_path / "given" / "ledger-devnet.sqlite3").exists()
     where = ("--upstream", upstream.url)
     async with started("sell", "inference", "x", *where, *GIVEN, environ={"XDG_DATA_HOME": str(tmp_path)}) as program:
         await program.read_summary()
-        assert (tmp_path / "obol" / "ledger.sqlite3").exists()
+        assert (tmp_path / "obol" / "ledger-devnet.sqlite3").exists()
 
 
 async def test_a_facilitator_that_is_not_there_is_a_warning(upstream: FakeModelServer, tmp_path: Path) -> None:
@@ -260,7 +260,15 @@ async def test_status_on_a_terminal_is_the_capacity_of_the_envelope_in_words(
         "max per buyer no limit",
         "in flight 0",
         "state Available",
+        "queued 0",
+        "revenue so far none yet",
     } <= rows
+
+
+async def test_status_without_a_gate_names_no_price(upstream: FakeModelServer, tmp_path: Path) -> None:
+    async with selling(upstream, tmp_path, "--no-payment-gate") as program:
+        rows = await asyncio.to_thread(on_a_terminal, "sell", "status", "--url", program.url)
+    assert {"price none: payment gate is off", "paid to nobody"} <= rows
 
 
 async def test_status_without_capacity_says_that_there_is_no_limit(upstream: FakeModelServer, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class AssembledGateway:
 
     async def start_async(self) -> None:
         assert self.config.data_dir is not None
-        ledger = await SqliteLedger.open(ledger_file(self.config.data_dir), self._clock)
+        ledger = await SqliteLedger.open(ledger_file(self.config.data_dir, devnet=self.config.devnet), self._clock)
         self._stack.push_async_callback(ledger.close)
         facilitator = await self._open_facilitator()
         self._stack.push_async_callback(facilitator.close)
@@ -84,7 +84,7 @@ class AssembledGateway:
     async def _serve(self, ports: Ports) -> None:
         settler = Settler(ports, self._retry_schedule_s)
         self._stack.push_async_callback(settler.drain, self.config.drain_timeout_s)
-        await settler.recover()
+        await settler.recover(self.offer.asset.network.caip2)
         upstream = HttpUpstream(self.config.upstream_url)
         self._stack.push_async_callback(upstream.close)
         live = LiveOffer(self.offer, upstream=upstream, clock=self._clock)

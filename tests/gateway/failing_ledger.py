@@ -47,8 +47,8 @@ class FailingLedger:
     async def find(self, key: ClaimKey) -> Sale | None:
         return await self._do("find", lambda ledger: ledger.find(key))
 
-    async def adopt(self) -> list[Sale]:
-        return await self._do("adopt", lambda ledger: ledger.adopt())
+    async def adopt(self, network: str | None = None) -> list[Sale]:
+        return await self._do("adopt", lambda ledger: ledger.adopt(network))
 
     async def check(self) -> None:
         await self._do("check", lambda ledger: ledger.check())

@@ -205,6 +205,11 @@ class Shop:
         assert isinstance(self._gateway, SellProcess), "Shop(process=True)"
         await self._gateway.kill()
 
+    @property
+    def ledger_file(self) -> Path:
+        """Where the gateway's ledger is."""
+        return ledger_file(self.folder, devnet=self.config.devnet)
+
     async def restart(self, **changes: Any) -> None:
         """Stop the gateway, and start another one on the same files."""
         await self.stop()
@@ -344,7 +349,7 @@ class Shop:
 
     async def ledger_rows(self) -> list[Json]:
         """Every row of the ledger file, oldest first."""
-        return await asyncio.to_thread(partial(read_ledger, self.folder))
+        return await asyncio.to_thread(partial(read_ledger, self.ledger_file))
 
     async def states(self) -> list[str]:
         """The states of all sales, oldest first."""
@@ -391,8 +396,8 @@ class Shop:
         return await self.chain.balance(USDC, SELLER)
 
 
-def read_ledger(folder: Path) -> list[Json]:
-    """The rows of the ledger in a data folder, oldest first. Blocks."""
-    with closing(sqlite3.connect(f"file:{ledger_file(folder)}?mode=ro", uri=True)) as db:
+def read_ledger(file: Path) -> list[Json]:
+    """The rows of a ledger, oldest first. Blocks."""
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
         db.row_factory = sqlite3.Row
         return [dict(row) for row in db.execute("SELECT * FROM sale ORDER BY created_s, rowid")]

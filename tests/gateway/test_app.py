@@ -245,7 +245,7 @@ class BrokenLedger:
     async def find(self, key: ClaimKey) -> Sale | None:
         return None
 
-    async def adopt(self) -> list[Sale]:
+    async def adopt(self, network: str | None = None) -> list[Sale]:
         return []
 
     async def check(self) -> None:

@@ -24,6 +24,7 @@ from tests.fakes.facilitator import (
     RefuseVerify,
     SlowVerify,
 )
+from tests.fakes.model_server import Behaviour as Answering
 from tests.gateway.fixtures import MakeShop
 from tests.gateway.shop import PRICE_ATOMIC, USDC, Answer, Shop
 
@@ -212,6 +213,42 @@ async def test_a_contract_wallet_is_for_the_facilitator_to_judge(
     again = await shop.again(headers)
     assert (again.status, again.reason) == (409, "payment_used")
     assert len(shop.upstream.calls) == 1
+
+
+async def test_a_contract_wallet_gets_the_answer_that_it_is_owed(make_shop: MakeShop) -> None:
+    """Its nonce is used on the chain by then, and the window may be over: the facilitator says no, or is not there."""
+    clock = FakeClock()
+    shop = await make_shop(facilitator=True, settlement=SettlementPolicy.BEFORE, clock=clock)
+    shop.facilitator.inner = MakeBelieve()
+    payments = [payment_headers(with_signature(shop.sign(), "0x" + "ab" * 200), 2) for _ in range(3)]
+    shop.upstream.script = [Answering(status=500)] * 3
+    for payment in payments:
+        assert (await shop.post(payment)).status == 500
+    await shop.until_states("owed", "owed", "owed")
+    shop.facilitator.behaviour = RefuseVerify("invalid_exact_evm_nonce_already_used")
+    assert (await shop.post(payments[0])).status == 200
+    await shop.facilitator.stop()
+    assert (await shop.post(payments[1])).status == 200
+    clock.advance(400)
+    assert (await shop.post(payments[2])).status == 200
+    again = await shop.again(payments[2])
+    assert (again.status, again.reason) == (409, "payment_used")
+
+
+async def test_only_the_signature_of_a_contract_wallet_takes_what_it_is_owed(make_shop: MakeShop) -> None:
+    shop = await make_shop(facilitator=True, settlement=SettlementPolicy.BEFORE)
+    shop.facilitator.inner = MakeBelieve()
+    payload = shop.sign()
+    shop.upstream.script = [Answering(status=500)]
+    assert (await shop.post(payment_headers(with_signature(payload, "0x" + "ab" * 200), 2))).status == 500
+    shop.facilitator.behaviour = RefuseVerify("invalid_exact_evm_nonce_already_used")
+    forged = await shop.post(payment_headers(with_signature(payload, "0x" + "cd" * 200), 2))
+    assert (forged.status, "X-Obol-Receipt" in forged.headers) == (402, False)
+    await shop.until_states("owed")
+
+
+def with_signature(payload: PaymentPayload, signature: str) -> PaymentPayload:
+    return msgspec.structs.replace(payload, payload=msgspec.structs.replace(payload.payload, signature=signature))
 
 
 async def test_a_used_payment_that_has_expired_gets_its_receipt(make_shop: MakeShop) -> None:

@@ -39,7 +39,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "--max-body-bytes": [{"max_body_bytes": 0}],
     "--max-input-tokens": [{"max_input_tokens": 0}],
     "--max-output-tokens": [{"max_output_tokens": 0}],
-    "--max-timeout": [{"max_timeout_s": 0}, {"max_timeout_s": 90_000}],
+    "--max-timeout": [{"max_timeout_s": 0}, {"max_timeout_s": 6}, {"max_timeout_s": 90_000}],
     "--max-validity": [{"max_validity_s": 0}],
     "--max-queue-depth": [{"max_queue_depth": -1, "max_inflight": 1}, {"max_queue_depth": 1}],
     "--queue-timeout": [{"queue_timeout_s": 0.0}],

@@ -174,7 +174,9 @@ async def test_a_settlement_that_is_not_known_survives_a_restart(
     await shop.start()
     assert await shop.states() == ["settle_unknown"]
     await shop.stop()
-    async with Shop(shop.folder, upstream=shop.upstream, signer=shop.signer, retry_schedule_s=QUICK_S) as later:
+    async with Shop(
+        shop.folder, facilitator=True, upstream=shop.upstream, signer=shop.signer, retry_schedule_s=QUICK_S
+    ) as later:
         await later.receipt_in("owed", answer)
         assert (await later.post(answer.payment)).status == 200
     assert await shop.earned_atomic() == PRICE_ATOMIC

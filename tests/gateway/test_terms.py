@@ -1,20 +1,25 @@
 """Who owes what when the buyer leaves, the upstream fails or the ledger does, at each moment of a sale."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
+import msgspec
 import pytest
+from aiohttp import web
 
+from obol import Gateway
 from obol.core.offer import SettlementPolicy
 from obol.core.payment import Event
+from obol.x402.client import payment_headers, sign_exact
 from tests.fakes.clock import FakeClock
 from tests.fakes.facilitator import SlowSettle
 from tests.fakes.model_server import Behaviour, Death
 from tests.gateway.failing_ledger import FailingLedger, Fault
 from tests.gateway.fixtures import MakeShop
-from tests.gateway.shop import PRICE_ATOMIC, Answer, Json, Shop, chat
+from tests.gateway.shop import PRICE_ATOMIC, USDC, Answer, Json, Shop, chat
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 BEFORE = SettlementPolicy.BEFORE
@@ -129,6 +134,47 @@ async def test_a_buyer_who_leaves_before_the_end_of_a_plain_answer_has_had_it(
         sale_id = response.headers["X-Obol-Receipt"].removeprefix("/receipts/")
     await shop.receipt_in("settled", sale_id, delivery="abandoned_by_buyer")
     assert (await shop.again(payment)).reason == "payment_used"
+
+
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+async def test_a_buyer_who_leaves_within_the_first_bytes_of_a_stream_has_had_them(
+    make_shop: MakeShop, settlement: SettlementPolicy
+) -> None:
+    """A fast server's whole stream may be among them."""
+    shop = await make_shop(settlement=settlement)
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"Hello"}}]}\n\n'
+    shop.upstream.behaviour = Behaviour(body=event * 40_000, content_type="text/event-stream")
+    shrink_send_buffers(shop)
+    payment = shop.payment()
+    host, port = shop.url.removeprefix("http://").split(":")
+    with socket.socket() as buyer:
+        buyer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        buyer.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(buyer, (host, int(port)))
+        await loop.sock_sendall(buyer, request_bytes(payment, chat(stream=True)))
+        received = b""
+        while b"Hello" not in received:
+            received += await loop.sock_recv(buyer, 1024)
+    await shop.until_states("settled")
+    assert (await shop.again(payment)).reason == "payment_used"
+
+
+def shrink_send_buffers(shop: Shop) -> None:
+    """Have the first bytes of an answer wait for their reader, as on a slow line."""
+    assert isinstance(shop.gateway, Gateway)
+    for site in shop.gateway._runners[0].sites:
+        assert isinstance(site, web.TCPSite)
+        assert isinstance(site._server, asyncio.Server)
+        for listening in site._server.sockets:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+def request_bytes(payment: dict[str, str], body: Json) -> bytes:
+    content = msgspec.json.encode(body)
+    fields = {"Host": "shop", "Content-Type": "application/json", "Content-Length": str(len(content))} | payment
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + content
 
 
 # ------------------------------------------------------------------------------------------- settled before serving
@@ -254,6 +300,24 @@ async def test_an_answer_owed_by_a_cheap_offer_is_not_served_by_a_dear_one(make_
     dear = await make_shop(settlement=BEFORE, name="dear", price="5", upstream=cheap.upstream, signer=cheap.signer)
     refused = await dear.post(owed.payment)
     assert refused.status == 402
+    assert (await cheap.receipt(owed))["state"] == "owed"
+    assert (await cheap.post(owed.payment)).status == 200
+
+
+@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+@pytest.mark.parametrize("later_s", [0, -400], ids=["fresh", "expired"])
+async def test_a_second_signature_over_an_owed_nonce_buys_nothing_dearer(
+    make_shop: MakeShop, settlement: SettlementPolicy, later_s: int
+) -> None:
+    """Both authorizations have one nonce, so they are one payment: the cheap one, whatever the other promises."""
+    cheap = await make_shop(settlement=BEFORE)
+    owed = await owe(cheap)
+    dear = await make_shop(settlement=settlement, name="dear", price="5", upstream=cheap.upstream, signer=cheap.signer)
+    nonce = bytes.fromhex((await cheap.ledger_rows())[0]["nonce"][2:])
+    now_s = cheap.clock.now_s() + later_s
+    promise = sign_exact(cheap.signer, dear.requirements, USDC, now_s=now_s, nonce=nonce)
+    refused = await dear.post(payment_headers(promise, 2))
+    assert (refused.status, len(cheap.upstream.calls)) == (402, 1)
     assert (await cheap.receipt(owed))["state"] == "owed"
     assert (await cheap.post(owed.payment)).status == 200
 

@@ -23,6 +23,7 @@ from obol.gateway.settling import Settler
 from obol.gateway.watch import adopt_from_the_dead, watch_upstream
 from tests.adapters.sales import a_new_sale
 from tests.fakes.model_server import FakeModelServer
+from tests.gateway.failing_ledger import FailingLedger, Fault
 from tests.gateway.live import make_live
 from tests.gateway.occupied import until_ready
 from tests.gateway.shop import Shop, eventually
@@ -132,7 +133,7 @@ async def test_a_running_gateway_finishes_what_a_dead_one_on_its_ledger_left(tmp
     facilitator = HttpFacilitator("http://127.0.0.1:9")
     log = structlog.get_logger()
     ports = Ports(ours, facilitator, clock, secrets.token_bytes, Metrics(), log, DEFAULT_CATALOGUE)
-    adopting = asyncio.ensure_future(adopt_from_the_dead(Settler(ports), interval_s=0.01))
+    adopting = asyncio.ensure_future(adopt_from_the_dead(Settler(ports), "eip155:84532", interval_s=0.01))
     try:
         left = a_new_sale()
         await theirs.claim(left)
@@ -147,3 +148,28 @@ async def test_a_running_gateway_finishes_what_a_dead_one_on_its_ledger_left(tmp
         await asyncio.gather(adopting, return_exceptions=True)
         await ours.close()
         await theirs.close()
+
+
+async def test_what_was_adopted_while_the_ledger_failed_is_finished_too(tmp_path: Path) -> None:
+    """They are this gateway's from then on: nobody else looks for them while it lives."""
+    clock, failing = SystemClock(), FailingLedger()
+    ours = await SqliteLedger.open(ledger_file(tmp_path), clock)
+    theirs = await SqliteLedger.open(ledger_file(tmp_path), clock)
+    left = [a_new_sale() for _ in range(3)]
+    for sale in left:
+        await theirs.claim(sale)
+    await theirs.close()
+    facilitator = HttpFacilitator("http://127.0.0.1:9")
+    log = structlog.get_logger()
+    ports = Ports(failing.wrap(ours), facilitator, clock, secrets.token_bytes, Metrics(), log, DEFAULT_CATALOGUE)
+    failing.faults = [Fault("record", times=2)]
+    settler = Settler(ports, (0.01,))
+    try:
+        assert await settler.recover("eip155:84532") == 3
+        async with asyncio.timeout(5):
+            for sale in left:
+                while await state_in(ours, sale.id) != State.RELEASED:  # noqa: ASYNC110 - a row has no event
+                    await asyncio.sleep(0.005)
+    finally:
+        await settler.drain(1.0)
+        await ours.close()

@@ -5,7 +5,9 @@ What counts as what (`settle`); anything that is not listed is UNKNOWN, because 
     200 success:true, our network, our payer, a transaction        SETTLED
     200 success:false errorReason settlement_pending               PENDING
     200 success:false, a reason in `_UNDECIDED`                    UNKNOWN  the authorization may have been used by us
-    200 success:false, any other reason                            FAILED
+    200 success:false, a reason in `_REVERTED`, a transaction      FAILED   mined, and it moved nothing
+    200 success:false, any other reason, a transaction             UNKNOWN  broadcast; its end was not seen
+    200 success:false, any other reason, no transaction            FAILED
 
 A refused connection is UNKNOWN too, although nothing was sent: the caller may have asked before, and asking again is
 harmless. Source: x402 specification v2, section 7; reasons of the official facilitators.
@@ -38,11 +40,13 @@ _UNDECIDED = frozenset(
         "nonce_already_used",
         "authorization_used_or_canceled",
         "invalid_transaction_state",  # broadcast, state not understood
+        "invalid_exact_evm_failed_to_execute_transfer",  # sending it failed, and it may have been sent
+        "invalid_exact_evm_failed_to_get_receipt",  # broadcast, and nobody waited long enough
         "unexpected_settle_error",  # the facilitator does not know what happened to it
         "unexpected_error",
     }
 )
-_FAILED_WHEN_MINED = "transaction_failed"
+_REVERTED = frozenset({"transaction_failed", "invalid_exact_evm_transaction_failed"})
 """With a transaction: it was mined and reverted. Without one: sending it failed, and it may have been sent."""
 _BUSY = frozenset({408, 425, 429})
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
@@ -218,7 +222,8 @@ def _settlement(reply: _SettleReply, payload: PaymentPayload, requirements: Paym
         return Settlement(SettleOutcome.SETTLED, transaction)
     if reason == _PENDING:
         return Settlement(SettleOutcome.PENDING, transaction, reason, message)
-    if reason in _UNDECIDED or (reason == _FAILED_WHEN_MINED and not transaction):
+    is_broadcast = _TRANSACTION.fullmatch(transaction) is not None
+    if reason in _UNDECIDED or is_broadcast != (reason in _REVERTED):
         return Settlement(SettleOutcome.UNKNOWN, transaction, reason, message)
     return Settlement(SettleOutcome.FAILED, transaction, reason or "unspecified", message)
 

@@ -111,7 +111,7 @@ class SqliteLedger:
         claim = _digest(key)
         return await self._writer.run(lambda db: _one(db, _CLAIMANT, claim))
 
-    async def adopt(self) -> list[Sale]:
+    async def adopt(self, network: str | None = None) -> list[Sale]:
         """See the port. Oldest first."""
         known = await self._writer.run(_holders_of_unfinished)
         try:
@@ -119,7 +119,7 @@ class SqliteLedger:
         except OSError as error:
             raise LedgerUnavailableError(f"the ledger's lock files cannot be read: {error.strerror}") from error
         try:
-            sales = await self._writer.run(lambda db: _take_over(db, seizure.dead, self._holder.id))
+            sales = await self._writer.run(lambda db: _take_over(db, seizure.dead, self._holder.id, network))
             await asyncio.to_thread(seizure.remove)
         finally:
             seizure.let_go()
@@ -167,11 +167,13 @@ def _holders_of_unfinished(db: sqlite3.Connection) -> list[str]:
     return [row[0] for row in db.execute(f"SELECT DISTINCT holder FROM sale WHERE {_UNFINISHED}")]  # noqa: S608
 
 
-def _take_over(db: sqlite3.Connection, dead: Sequence[str], holder: str) -> list[Sale]:
+def _take_over(db: sqlite3.Connection, dead: Sequence[str], holder: str, network: str | None) -> list[Sale]:
+    """What is left with the dead keeps its holder, who counts as dead also without a lock file."""
+    which = f"WHERE holder = ? AND (? IS NULL OR network = ?) AND {_UNFINISHED}"
     sales: list[Sale] = []
     for former in dead:
-        sales.extend(map(_sale_of, db.execute(_SELECT + f"WHERE holder = ? AND {_UNFINISHED}", (former,))))
-        db.execute(f"UPDATE sale SET holder = ? WHERE holder = ? AND {_UNFINISHED}", (holder, former))  # noqa: S608
+        sales.extend(map(_sale_of, db.execute(_SELECT + which, (former, network, network))))
+        db.execute(f"UPDATE sale SET holder = ? {which}", (holder, former, network, network))  # noqa: S608 - no input
     return sorted(sales, key=lambda sale: (sale.created_s, sale.id))
 
 

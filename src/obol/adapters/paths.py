@@ -32,6 +32,10 @@ def devnet_file(data_dir: Path) -> Path:
     return data_dir / "devnet.sqlite3"
 
 
-def ledger_file(data_dir: Path) -> Path:
-    """The sellers' ledger in a data folder: every gateway of this user shares it, so that claims are shared too."""
-    return data_dir / "ledger.sqlite3"
+def ledger_file(data_dir: Path, *, devnet: bool = False) -> Path:
+    """The sellers' ledger in a data folder: every gateway of this user shares it, so that claims are shared too.
+
+    Gateways on the embedded devnet share another: its payments carry a real network's identifiers, and what was bought
+    with play money must never be owed by a seller of the real one.
+    """
+    return data_dir / ("ledger-devnet.sqlite3" if devnet else "ledger.sqlite3")

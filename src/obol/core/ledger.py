@@ -82,8 +82,10 @@ class Ledger(Protocol):
         """The sale that holds `key` now: the one whose state is not RELEASED, or None."""
         ...
 
-    async def adopt(self) -> list[Sale]:
+    async def adopt(self, network: str | None = None) -> list[Sale]:
         """Take over the unfinished sales of ledger users that are dead, each by exactly one adopter.
+
+        With `network` (CAIP-2) only those that were paid for there: another's facilitator could not settle them.
 
         A sale is unfinished unless its state is final or OWED. Sales of live users (other processes too) are left
         alone; a user that was closed counts as dead.

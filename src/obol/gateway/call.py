@@ -20,6 +20,11 @@ class Call:
         self.is_gone = False
         self._on_gone: Callable[[], None] | None = None
 
+    def has_left(self) -> bool:
+        """True when nothing that is written now can reach the buyer."""
+        transport = self.request.transport
+        return self.is_gone or transport is None or transport.is_closing()
+
     def receipt_path(self, sale_id: str) -> str:
         """Where the buyer finds the final receipt of a sale."""
         return f"{self.base_path}/receipts/{sale_id}"

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import msgspec
 
 from obol.core.offer import Offer, SettlementPolicy
+from obol.core.sale import Sale
 from obol.errors import FacilitatorUnavailableError, PeerProtocolError
 from obol.gateway.call import Call
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.till import Till
 from obol.x402.exact import ExactVerifier, Undecided, Verified, matches, parse_authorization
 from obol.x402.facilitator import Refused
+from obol.x402.models import PaymentPayload
 from obol.x402.presented import Presented
 
 SETTLE_MARGIN_S = 6
@@ -71,16 +73,31 @@ async def _sold_before(till: Till, presented: Presented) -> Checked | None:
     asked = msgspec.structs.replace(asks, amount=str(authorization.value_atomic), pay_to=authorization.to)
     verifier = ExactVerifier(asked, offer.asset, max_validity_s=offer.max_validity_s)
     payment = verifier.verify(presented, authorization.valid_before_s - SETTLE_MARGIN_S)
-    if not isinstance(payment, Verified):
+    if isinstance(payment, Refused):
         return None
-    sale = await till.ports.ledger.find(payment.key)
-    is_same = (asked.amount, asked.pay_to) == (asks.amount, asks.pay_to.lower())
-    return Checked(payment, is_fresh=False) if sale is not None and (is_same or sale.offer == offer.name) else None
+    sale = await _find(till, payment)
+    return Checked(payment, is_fresh=False) if sale is not None and is_for(sale, offer) else None
+
+
+def is_for(sale: Sale, offer: Offer) -> bool:
+    """Whether what a sale was paid for is sold here: by this offer, whatever it asks now, or by one that asks for the
+    same. Decided by what was paid: a payer can sign another amount with the same nonce."""
+    paid = (sale.authorized_atomic, sale.pay_to.lower())
+    return sale.offer == offer.name or paid == (offer.price_atomic, offer.pay_to.lower())
 
 
 async def _is_known(till: Till, payment: Verified | Undecided) -> bool:
-    """Only a right signature is looked up: nobody learns of another's sale."""
-    return isinstance(payment, Verified) and await till.ports.ledger.find(payment.key) is not None
+    return await _find(till, payment) is not None
+
+
+async def _find(till: Till, payment: Verified | Undecided) -> Sale | None:
+    """The sale of a payment, for a right signature only: nobody learns of another's sale. A contract wallet's is right
+    when it is the one that a facilitator vouched for, before its nonce was used."""
+    sale = await till.ports.ledger.find(payment.key)
+    if sale is None or isinstance(payment, Verified):
+        return sale
+    vouched_for = msgspec.json.decode(sale.payload, type=PaymentPayload)
+    return sale if vouched_for.payload == payment.payload.payload else None
 
 
 def _invalid(refused: Refused) -> Refusal:

@@ -149,7 +149,7 @@ class Gateway:
         ports.metrics.watch(offer, lambda: admission.in_flight, lambda: admission.queued)
         settler = Settler(ports)
         stack.push_async_callback(settler.drain, config.drain_timeout_s)
-        recovered = await settler.recover()
+        recovered = await settler.recover(offer.asset.network.caip2)
         if recovered:
             self.warnings.append(f"{recovered} unfinished sales of an earlier run are being finished")
         till = Till(live, ports, settler, Patience(config.body_timeout_s, config.reader_timeout_s))
@@ -157,14 +157,14 @@ class Gateway:
         await self._listen(app)
         self._live = live
         loop = asyncio.get_running_loop()
-        for watch in (watch_upstream(live, probe.probe), adopt_from_the_dead(settler)):
+        for watch in (watch_upstream(live, probe.probe), adopt_from_the_dead(settler, offer.asset.network.caip2)):
             stack.callback(loop.create_task(watch).cancel)
         stack.push_async_callback(app.drain, config.drain_timeout_s)
 
     async def _open_ports(self, offer: Offer) -> Ports:
         config = self.config
         data_dir = config.data_dir or user_data_dir()
-        ledger = await SqliteLedger.open(ledger_file(data_dir), self._clock)
+        ledger = await SqliteLedger.open(ledger_file(data_dir, devnet=config.devnet), self._clock)
         self._stack.push_async_callback(ledger.close)
         facilitator: Facilitator
         if config.devnet:
@@ -189,7 +189,10 @@ class Gateway:
         try:
             supported = await facilitator.supported()
         except (FacilitatorUnavailableError, PeerProtocolError) as error:
-            self.warnings.append(f"the facilitator cannot be asked now ({error.reason}): payments wait for it with 503")
+            self.warnings.append(
+                f"the facilitator cannot be asked now ({error.reason}): until it can, payments are answered with "
+                "502 or 503 and stay unused"
+            )
             return
         wanted = build_requirements(offer)
         if not any(

@@ -40,7 +40,11 @@ async def read_order(call: Call, live: LiveOffer, api: Api, target: str, *, body
     request = await off_the_loop(len(body), read_request, api, body)
     model = live.offer.model(request.model)
     if model is None:
-        return Refusal(Reason.MODEL_NOT_FOUND, f"the model {request.model!r} is not sold here", param="model")
+        return Refusal(
+            Reason.MODEL_NOT_FOUND,
+            f"the model {request.model!r} is not sold here: GET /v1/models lists what is",
+            param="model",
+        )
     limits = live.offer.limits
     exceeded = check_limits(request, limits)
     if exceeded is not None:

@@ -3,7 +3,8 @@
 from html import escape
 
 from obol.core.money import format_amount
-from obol.core.offer import Offer
+from obol.core.offer import Api, Offer
+from obol.inference.routes import SALE_PATHS
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -30,11 +31,14 @@ pre {{ white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem; border: 1
 <dt>Models</dt><dd>{models}</dd>
 </dl>
 <p>Buy one answer from a terminal:</p>
-<pre>obol pay {resource} --model {model} --prompt "Hello" --max-price {amount} --key-file wallet.key</pre>
-<p><a href="/v1/models">Models</a></p>
+<pre>obol pay {resource} --model {model} {body} --max-price {amount} --key-file wallet.key</pre>
+<p><a href="{models_url}">Models</a></p>
 </body>
 </html>
 """
+
+_CHATS = tuple(SALE_PATHS[api] for api in (Api.CHAT, Api.OLLAMA_CHAT))
+"""Where a body made of a prompt alone is a whole request."""
 
 
 def quote_page(offer: Offer, resource_url: str) -> str:
@@ -54,5 +58,13 @@ def quote_page(offer: Offer, resource_url: str) -> str:
         "models": ", ".join(model.public for model in offer.models),
         "model": offer.models[0].public if offer.models else "MODEL",
         "resource": resource_url,
+        "body": '--prompt "Hello"' if resource_url.endswith(_CHATS) else "-d @request.json",
+        "models_url": f"{_base(resource_url)}/v1/models",
     }
     return _PAGE.format_map({name: escape(value) for name, value in fields.items()})
+
+
+def _base(resource_url: str) -> str:
+    """The address under which the sold paths are: a prefix of a proxy's stays."""
+    path = next((path for path in SALE_PATHS.values() if resource_url.endswith(path)), "")
+    return resource_url.removesuffix(path).rstrip("/")

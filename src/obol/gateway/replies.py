@@ -106,7 +106,7 @@ ERRORS: dict[type[errors.ObolError], Reason] = {
 """Exceptions that a sale may meet. Whatever is not here is our bug: `Reason.INTERNAL`."""
 
 MESSAGES: dict[Reason, str] = {
-    Reason.NOT_FOUND: "nothing is sold at this address",
+    Reason.NOT_FOUND: "nothing is sold at this path with this method",
     Reason.FACILITATOR_UNAVAILABLE: "the payment could not be checked right now; it was not used, present it again",
     Reason.FACILITATOR_BROKEN: "the payment could not be checked right now; it was not used, present it again",
     Reason.LEDGER_UNAVAILABLE: "the seller cannot record sales right now",

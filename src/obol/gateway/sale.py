@@ -17,7 +17,7 @@ from obol.core.payment import Event
 from obol.core.sale import NewSale, Sale
 from obol.errors import LedgerUnavailableError
 from obol.gateway.call import Call
-from obol.gateway.checking import SETTLE_MARGIN_S, Checked, check
+from obol.gateway.checking import SETTLE_MARGIN_S, Checked, check, is_for
 from obol.gateway.order import Order
 from obol.gateway.patience import GONE, BuyerGone, buyer_patience
 from obol.gateway.receipts import Headers, ReceiptHeaders
@@ -87,6 +87,9 @@ async def _claim(till: Till, call: Call, checked: Checked, order: Order) -> Clai
         case Claimed(sale) if not checked.is_fresh:
             await till.settler.release(sale, Reason.PAYMENT_INVALID.value)
             return Refusal(Reason.PAYMENT_INVALID, "the payment is no longer valid, and it bought nothing here")
+        case Redeeming(sale) if not is_for(sale, till.live.offer):
+            await till.settler.release(sale, Reason.PAYMENT_INVALID.value)
+            return Refusal(Reason.PAYMENT_INVALID, "the nonce of the payment was used to pay for something else")
     till.ports.metrics.payment(till.live.offer.name, claimed.sale.state)
     return claimed
 

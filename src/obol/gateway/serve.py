@@ -122,19 +122,14 @@ async def _read_whole(answer: UpstreamResponse) -> bytes:
 async def _send(call: Call, response: web.Response) -> Delivery:
     """Write a whole answer. NONE only when the buyer was gone before a byte of it was written: one who reads all but
     the end and hangs up has had an answer."""
-    if _has_left(call):
+    if call.has_left():
         return Delivery.NONE
     try:
         await response.prepare(call.request)
         await response.write_eof()
     except ConnectionError:
         return Delivery.ABANDONED_BY_BUYER
-    return Delivery.ABANDONED_BY_BUYER if _has_left(call) else Delivery.COMPLETE
-
-
-def _has_left(call: Call) -> bool:
-    transport = call.request.transport
-    return call.is_gone or transport is None or transport.is_closing()
+    return Delivery.ABANDONED_BY_BUYER if call.has_left() else Delivery.COMPLETE
 
 
 def _response(call: Call, terms: Terms, answer: UpstreamResponse, body: bytes) -> web.Response:

@@ -12,6 +12,7 @@ from obol.core.networks import DEFAULT_CATALOGUE, Asset, Catalogue, TransferMeth
 from obol.core.offer import OPENAI_APIS, Api, Model, Offer, RequestLimits, SettlementPolicy
 from obol.errors import SettingsError
 from obol.x402.eip712 import checksum_address
+from obol.x402.exact import SETTLE_MARGIN_S
 
 DEFAULT_PORT = 8402
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -180,7 +181,6 @@ def _check_numbers(config: GatewayConfig) -> None:
         "--max-body-bytes": config.max_body_bytes,
         "--max-input-tokens": config.max_input_tokens,
         "--max-output-tokens": config.max_output_tokens,
-        "--max-timeout": config.max_timeout_s,
         "--max-validity": config.max_validity_s,
     }
     for flag, value in at_least_one.items():
@@ -204,6 +204,13 @@ def _check_numbers(config: GatewayConfig) -> None:
         raise SettingsError("--max-queue-depth", f"{config.max_queue_depth} is not allowed: 0 or more")
     if config.max_queue_depth and config.max_inflight is None:
         raise SettingsError("--max-queue-depth", "means nothing without --max-inflight: nothing would ever queue")
+    _check_validity(config)
+
+
+def _check_validity(config: GatewayConfig) -> None:
+    if config.max_timeout_s <= SETTLE_MARGIN_S:
+        message = f"{config.max_timeout_s} is too short: a payment needs more than {SETTLE_MARGIN_S} s to be settled"
+        raise SettingsError("--max-timeout", message)
     if config.max_timeout_s > config.max_validity_s:
         raise SettingsError("--max-timeout", "is above --max-validity: every payment would be refused")
 

@@ -30,6 +30,7 @@ SettledSteps = Callable[[bool], Sequence[Event]]
 
 RELEASE_PATIENCE_S = 1.0
 """How long a refusal waits for its payment to be free again."""
+_STOPPED = "gateway_stopped"
 
 
 class Settler:
@@ -60,7 +61,7 @@ class Settler:
         buyer nor slot waiting.
         """
         tried = asyncio.Event()
-        self._spawn(self._release(sale.id, reason, tried), self._tasks)
+        self._spawn(self._go_on(sale.id, reason, tried, Delivery.NONE), self._tasks)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_PATIENCE_S):
                 await tried.wait()
@@ -69,11 +70,15 @@ class Settler:
         """Record a step that nobody waits for, trying until it is recorded."""
         return self._spawn(self._keep_recording(sale.id, events, change), self._tasks)
 
-    async def recover(self) -> int:
-        """Go on with the sales that a dead process left unfinished; how many there were."""
-        sales = await self._ports.ledger.adopt()
+    async def recover(self, network: str) -> int:
+        """Go on with the sales on a network that a dead process left unfinished; how many there were."""
+        sales = await self._ports.ledger.adopt(network)
         for sale in sales:
-            await self._resume(sale, "gateway_stopped")
+            try:
+                await self._resume(sale, _STOPPED)
+            except LedgerUnavailableError:  # it is ours now: nobody else would go on with it
+                self._ports.log.error("sale_not_recorded", sale=sale.id)
+                self._spawn(self._go_on(sale.id, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
         return len(sales)
 
     async def drain(self, timeout_s: float) -> None:
@@ -181,13 +186,13 @@ class Settler:
             transaction=settlement.transaction,
         )
 
-    async def _release(self, sale_id: str, reason: str, tried: asyncio.Event) -> None:
+    async def _go_on(self, sale_id: str, reason: str, tried: asyncio.Event, delivery: Delivery) -> None:
         attempt = 0
         while True:
             try:
                 current = await self._ports.ledger.sale(sale_id)
                 if current is not None and sale_id not in self._pursued and current.state not in FINAL | {State.OWED}:
-                    await self._resume(replace(current, delivery=Delivery.NONE), reason)
+                    await self._resume(replace(current, delivery=delivery), reason)
                 return
             except LedgerUnavailableError:
                 self._ports.log.error("sale_not_recorded", sale=sale_id)

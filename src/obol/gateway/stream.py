@@ -115,9 +115,11 @@ class _Passing:
 
     async def _pass_on(self, held: bytes, meter: AnswerMeter, answer: UpstreamResponse | None) -> None:
         await self._response.prepare(self._call.request)
-        await self._write(held)
-        self._has_begun = True
+        if self._call.has_left():
+            raise ConnectionResetError
+        self._has_begun = True  # even if the buyer leaves before all of this has left: it may be nearly all there is
         self._when_begun()
+        await self._write(held)
         while answer is not None and (chunk := await answer.read_chunk()):
             meter.feed(chunk)
             await self._write(chunk)

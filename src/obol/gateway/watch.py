@@ -16,12 +16,12 @@ ADOPT_INTERVAL_S = 30.0
 """Between looks for sales that another gateway on the same ledger left unfinished when it died."""
 
 
-async def adopt_from_the_dead(settler: Settler, *, interval_s: float = ADOPT_INTERVAL_S) -> None:
+async def adopt_from_the_dead(settler: Settler, network: str, *, interval_s: float = ADOPT_INTERVAL_S) -> None:
     """Look for ever; a ledger that cannot be asked now is asked again later."""
     while True:
         await asyncio.sleep(interval_s)
         with contextlib.suppress(LedgerUnavailableError):  # whoever sells meanwhile is told, and logs it
-            await settler.recover()
+            await settler.recover(network)
 
 
 async def watch_upstream(
