@@ -147,7 +147,7 @@ class Story:
         amount = format_amount(int(asked.amount), USDC.decimals)
         self._say.say(
             f"402 Payment Required: {amount} {USDC.symbol} on {USDC.network.name} ({asked.network}), "
-            f"to {asked.pay_to}, signed within {asked.max_timeout_seconds} s."
+            f"to {asked.pay_to}, by a payment that is valid for {asked.max_timeout_seconds} s."
         )
 
     async def _buy(self, gateway: Gateway, chain: DevnetChain, http: httpx2.AsyncClient) -> None:
@@ -234,6 +234,9 @@ class Story:
     async def _keep(self, gateway: Gateway, facilitator_url: str) -> None:
         key_file = self._folder / "buyer.key"
         self._buyer.write_key_file(key_file)
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the person is told that Ctrl-C stops everything
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         self._say.facts(
             "Still running; Ctrl-C stops everything",
             {
@@ -245,11 +248,9 @@ class Story:
                 "buyer's key": key_file,
             },
         )
-        self._say.say(f"Try: obol pay {gateway.url}/v1/chat/completions --key-file {key_file} \\")
-        self._say.say(f"         --model {gateway.offer.models[0].public} --prompt Hello --stream")
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        self._say.say("Try:")
+        self._say.say(f"  obol pay {gateway.url}/v1/chat/completions --key-file {key_file} \\")
+        self._say.say(f"      --model {gateway.offer.models[0].public} --prompt Hello --stream --text")
         await stop.wait()
 
     def _client(self, gateway: Gateway, auth: PaymentAuth) -> openai.AsyncOpenAI:

@@ -1,15 +1,11 @@
 """`obol facilitator`: a process that verifies and settles x402 payments for sellers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from obol.cli import output
 from obol.facilitator.settings import DEFAULT_LISTEN, FacilitatorSettings
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
 
 
 @click.group()
@@ -44,10 +40,12 @@ async def _serve(settings: FacilitatorSettings, *, as_json: bool) -> None:
     import asyncio
     import secrets
     import signal
+    import sys
 
     from obol.adapters.chain_devnet import DevnetChain
     from obol.adapters.clock import SystemClock
     from obol.adapters.facilitator_devnet import DevnetFacilitator
+    from obol.adapters.logs import make_logger
     from obol.adapters.paths import devnet_file
     from obol.facilitator.app import build_app
     from obol.facilitator.serve import serve
@@ -70,28 +68,8 @@ async def _serve(settings: FacilitatorSettings, *, as_json: bool) -> None:
         output.show(facts, title="Facilitator listening", as_json=as_json)
 
     try:
-        app = build_app(
-            on_devnet, new_request_id=lambda: secrets.token_hex(8), log=_logger(), catalogue=settings.catalogue
-        )
+        log = make_logger(as_json=not sys.stderr.isatty())
+        app = build_app(on_devnet, new_request_id=lambda: secrets.token_hex(8), log=log, catalogue=settings.catalogue)
         await serve(app, settings, on_listening=announce, stop=stop)
     finally:
         await on_devnet.close()
-
-
-def _logger() -> "FilteringBoundLogger":
-    """One JSON object per line on stderr."""
-    import sys
-
-    import structlog
-
-    logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-    )
-    return logger

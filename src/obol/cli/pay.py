@@ -43,10 +43,18 @@ cannot be made. A payment whose fate is unknown is said so on stderr, whatever t
     help="Private key to pay with (or OBOL_KEY_FILE); `obol wallet new` makes one.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the quote; sign and pay nothing.")
-@click.option("--text", "as_text", is_flag=True, help="Print only the text of a chat answer, as it arrives.")
+@click.option("--text", "as_text", is_flag=True, help="Print only the text of the answer, as it arrives.")
 @click.option("-i", "--include", is_flag=True, help="Print the status and headers of the answer too.")
 @click.option("--json", "as_json", is_flag=True, help="The receipt (stderr) or quote (stdout) as JSON.")
-@click.option("--timeout", "timeout_s", default=600.0, show_default=True, metavar="S", help="Longest silence to bear.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="Longest silence to bear.",
+)
 def pay(url: str, **options: Any) -> None:
     """Send one request to URL, paying for it when the seller asks (HTTP 402, x402).
 
@@ -64,11 +72,9 @@ def pay(url: str, **options: Any) -> None:
 
 def _buy(request: "PayRequest", options: dict[str, Any]) -> None:
     """Send, print, and tell what was paid: also when it ends badly, because the money may have moved."""
-    from obol.buyer.payment_auth import PaymentAuth
-
     if options["key_file"] is None:
         raise click.UsageError("--key-file (or OBOL_KEY_FILE) says what to pay with; `obol wallet new` makes a key.")
-    auth = PaymentAuth.from_key_file(options["key_file"], max_price=options["max_price"])
+    auth = _auth(options)
     try:
         status_code = _connected(lambda: _send_until_known(request, auth, options), request.url)
     finally:
@@ -77,6 +83,18 @@ def _buy(request: "PayRequest", options: dict[str, Any]) -> None:
     if status_code >= 400:
         code = ExitCode.NOT_FOUND if status_code == 404 else ExitCode.REFUSED
         raise output.CommandError(f"the seller answered {status_code}", code=code)
+
+
+def _auth(options: dict[str, Any]) -> "PaymentAuth":
+    from obol.buyer.payment_auth import PaymentAuth
+    from obol.errors import SettingsError
+
+    try:
+        return PaymentAuth.from_key_file(options["key_file"], max_price=options["max_price"])
+    except SettingsError as error:  # it names its argument; a person gave a flag
+        if error.field != "max_price":
+            raise
+        raise SettingsError("--max-price", str(error).removeprefix("max_price: ")) from None
 
 
 def _send_until_known(request: "PayRequest", auth: "PaymentAuth", options: dict[str, Any]) -> int:
@@ -139,8 +157,12 @@ def _print_head(response: "httpx2.Response") -> None:
 
 
 def _print_body(chunks: Iterable[bytes]) -> None:
+    last = b""
     for chunk in chunks:
         _write(chunk)
+        last = chunk or last
+    if last and not last.endswith(b"\n") and sys.stdout.isatty():
+        _write(b"\n")  # what follows on stderr begins a line of its own; a file gets the answer's bytes only
 
 
 def _texts(response: "httpx2.Response") -> Iterable[bytes]:
@@ -170,7 +192,7 @@ def _tell(payment: "Payment", options: dict[str, Any]) -> None:
 
 
 def _show_quote(request: "PayRequest", options: dict[str, Any]) -> None:
-    from obol.cli.pay_quote import free_words, quote_record, quote_words
+    from obol.cli.pay_quote import free_words, quote_record, quote_words, refused_words
     from obol.core.networks import DEFAULT_CATALOGUE
 
     with _client(options) as client:
@@ -179,10 +201,10 @@ def _show_quote(request: "PayRequest", options: dict[str, Any]) -> None:
             request.url,
         )
     if response.status_code != 402:
-        output.note(free_words(response.status_code))
         if response.status_code >= 400:
             code = ExitCode.NOT_FOUND if response.status_code == 404 else ExitCode.REFUSED
-            raise output.CommandError(f"the seller answered {response.status_code}", code=code)
+            raise output.CommandError(refused_words(response), code=code)
+        output.note(free_words(response.status_code))
         return
     record = quote_record(response, DEFAULT_CATALOGUE, options["max_price"])
     if output.wants_json(options["as_json"]):

@@ -1,5 +1,6 @@
 """The quote of `obol pay --dry-run`: what a request would cost, in words and as a record."""
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     import httpx2
 
     from obol.core.networks import Catalogue
+
+_MAX_WORDS = 500
 
 
 def quote_record(response: "httpx2.Response", catalogue: "Catalogue", max_price: str) -> dict[str, Any]:
@@ -65,3 +68,13 @@ def quote_words(record: Mapping[str, Any]) -> str:
 def free_words(status_code: int) -> str:
     """What to say when there is no quote."""
     return f"the seller asks for no payment: it answered {status_code}. Nothing was paid."
+
+
+def refused_words(response: "httpx2.Response") -> str:
+    """What to say of a refusal: with the seller's own words, where its body has the shape of OpenAI's errors."""
+    text = f"no quote: the seller answered {response.status_code}"
+    try:
+        said = json.loads(response.content)["error"]["message"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return text
+    return f"{text}: {one_line(said)[:_MAX_WORDS]}" if isinstance(said, str) else text

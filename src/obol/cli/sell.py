@@ -1,5 +1,6 @@
 """`obol sell`: put a model server up for sale, and see how it is doing."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,6 +254,7 @@ async def _serve(config: "GatewayConfig", *, log_format: str, as_json: bool) -> 
 
 def _summary(gateway: "Gateway") -> dict[str, object]:
     from obol.core.money import format_amount
+    from obol.gateway.settings import split_address
 
     offer, config = gateway.offer, gateway.config
     asset = offer.asset
@@ -266,14 +268,24 @@ def _summary(gateway: "Gateway") -> dict[str, object]:
         "price": price if offer.payment_gate else "none: payment gate is off",
         "network": f"{asset.network.name} ({asset.network.caip2})",
         "asset": f"{asset.symbol} {asset.address}",
-        "paid to": offer.pay_to if offer.payment_gate else "nobody",
-        "settled by": settled_by if offer.payment_gate and not offer.verify_only else "nobody",
-        "settlement": "never (--verify-only)" if offer.verify_only else offer.settlement.value,
+        "paid_to": offer.pay_to if offer.payment_gate else "nobody",
+        "settled_by": settled_by if offer.payment_gate and not offer.verify_only else "nobody",
+        "settlement": _settlement_text(offer),
         "capacity": _capacity_text(offer.capacity),
     }
+    if split_address(config.listen, "--listen")[0] in (None, "0.0.0.0", "::"):  # noqa: S104 - only told
+        summary["reachable"] = "on all interfaces of this machine"
+    if config.public_url:
+        summary["public_url"] = config.public_url
     if gateway.admin_url:
         summary["admin"] = gateway.admin_url
     return summary
+
+
+def _settlement_text(offer: Any) -> str:
+    if not offer.payment_gate:
+        return "none"
+    return "never (--verify-only)" if offer.verify_only else str(offer.settlement.value)
 
 
 def _capacity_text(capacity: Any) -> str:
@@ -294,11 +306,13 @@ def _show_status(report: dict[str, Any], *, as_json: bool) -> None:
         output.print_json(report)
         return
     offer, capacity = report["offer"], report["capacity"]
-    price = f"{offer['payment']['price']['perRequest']} {offer['payment']['asset']}"
+    payment = offer["payment"]
+    price = f"{payment['price']['perRequest']} {payment['asset']} per request on {payment['network']}"
     rows: dict[str, object] = {
         "models": ", ".join(offer["models"]),
-        "price": f"{price} per request on {offer['payment']['network']}",
-        "paid to": offer["payment"]["payTo"],
+        "price": price if offer["paymentGate"] else "none: payment gate is off",
+        "paid to": payment["payTo"] if offer["paymentGate"] else "nobody",
+        "settlement": "never (--verify-only)" if offer["verifyOnly"] else offer["settlement"],
         "upstream": report["upstream"],
         "draining": "yes" if report["draining"] else "no",
         "capacity mode": capacity["mode"] if capacity else "none declared: no limit",
@@ -308,7 +322,23 @@ def _show_status(report: dict[str, Any], *, as_json: bool) -> None:
         "max per buyer": (capacity or {}).get("perBuyerMaxInFlight") or "no limit",
         "in flight": capacity["inFlight"] if capacity else report["inFlight"],
         "state": capacity["state"] if capacity else "Available",
-        "requests": ", ".join(f"{name} {count}" for name, count in report["requests"].items()) or "none yet",
-        "payments": ", ".join(f"{name} {count}" for name, count in report["payments"].items()) or "none yet",
+        "queued": report["queued"],
+        "requests so far": ", ".join(f"{name} {count}" for name, count in report["requests"].items()) or "none yet",
+        "payments reached": ", ".join(f"{name} {count}" for name, count in report["payments"].items()) or "nothing yet",
+        "revenue so far": _revenue_text(report["revenue"], payment) or "none yet",
     }
+    if not offer["paymentGate"]:
+        del rows["settlement"]
     output.show(rows, title=f"Offer {offer['name']}")
+
+
+def _revenue_text(revenue: Sequence[Mapping[str, str]], payment: Mapping[str, Any]) -> str:
+    """What was settled, in whole units of the asset that the offer is sold for, else in atomic ones."""
+    from obol.core.money import format_amount
+
+    def text(entry: Mapping[str, str]) -> str:
+        if (entry["network"], entry["asset"]) == (payment["caip2"], payment["assetAddress"].lower()):
+            return f"{format_amount(int(entry['amountAtomic']), payment['assetDecimals'])} {payment['asset']}"
+        return f"{entry['amountAtomic']} atomic units of {entry['asset']} on {entry['network']}"
+
+    return ", ".join(map(text, revenue))

@@ -103,26 +103,26 @@ def _is_same(old: Presented, new: Presented) -> bool:
 
 def _decode_base64(text: str) -> bytes:
     if len(text) > MAX_HEADER_BYTES:
-        raise MalformedPaymentError(f"the header is longer than {MAX_HEADER_BYTES} bytes")
+        raise MalformedPaymentError(f"the payment header is longer than {MAX_HEADER_BYTES} bytes")
     digits = text.rstrip("=")
     padding = -len(digits) % 4
     if len(text) - len(digits) not in (0, padding):
-        raise MalformedPaymentError("the header is not base64: wrong padding")
+        raise MalformedPaymentError("the payment header is not base64: wrong padding")
     if "-" in digits or "_" in digits:
         digits = digits.translate(_URL_TO_STANDARD)
     try:
         return binascii.a2b_base64(digits + "=" * padding, strict_mode=True)
     except ValueError:  # also what is not ASCII
-        raise MalformedPaymentError("the header is not base64") from None
+        raise MalformedPaymentError("the payment header is not base64") from None
 
 
 def _decode_json(raw: bytes, type: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=type)
     except msgspec.ValidationError as error:  # names the field and the expected type, not the value
-        raise MalformedPaymentError(f"the header's JSON is not what x402 says: {error}") from None
+        raise MalformedPaymentError(f"the payment header's JSON is not what x402 says: {error}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise MalformedPaymentError("the header is not JSON") from None
+        raise MalformedPaymentError("the payment header is not base64 of JSON") from None
 
 
 def _refuse_duplicate_keys(raw: bytes) -> None:
@@ -135,7 +135,7 @@ def _refuse_duplicate_keys(raw: bytes) -> None:
             return
         json.loads(raw.decode(), object_pairs_hook=_refuse_repeats)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise MalformedPaymentError("the header is not JSON") from None
+        raise MalformedPaymentError("the payment header is not base64 of JSON") from None
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> None:
