@@ -56,6 +56,10 @@ class ReceiptHeaders:
         """The answer costs nothing: no money moves for it, and the payment may be presented again."""
         return self._build(False, "", reason, State.RELEASED.value)
 
+    def waived(self) -> Headers:
+        """Verify-only: handed over, and never settled. Not `success`: no money will move."""
+        return self._build(False, "", "verify_only", "verify-only")
+
     def used(self) -> Headers:
         """The payment was used before: what came of it then."""
         if self._sale.state is State.SETTLED:

@@ -12,7 +12,7 @@ from obol.core.ledger import Change
 from obol.core.payment import Event
 from obol.core.sale import Delivery, Sale
 from obol.core.usage import Usage
-from obol.gateway.receipts import SETTLEMENT, Headers, ReceiptHeaders
+from obol.gateway.receipts import Headers, ReceiptHeaders
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.till import Till
 from obol.x402.facilitator import Settlement, SettleOutcome
@@ -134,7 +134,7 @@ class Waived:
 
     def __init__(self, sale: Sale, till: Till, receipt: ReceiptHeaders) -> None:
         self._sale, self._till, self._receipt = sale, till, receipt
-        self._headers = receipt.under_way() | {SETTLEMENT: "verify-only"}
+        self._headers = receipt.waived()
 
     def headers(self) -> Headers:
         return self._headers
