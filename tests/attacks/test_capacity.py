@@ -254,6 +254,29 @@ async def test_a_slow_reader_that_reads_is_left_alone(make_shop: MakeShop) -> No
     assert b"[DONE]" in seen[-200:]
 
 
+async def test_a_plain_answer_that_nobody_reads_does_not_stay_in_memory(make_shop: MakeShop) -> None:
+    shop = await make_shop(reader_timeout_s=0.3)
+    shop.upstream.behaviour = Behaviour(tokens=2000, words=("x" * 10_000,))
+    async with RawClient(shop.url, receive_buffer_bytes=4096) as client:
+        await client.send(post(CHAT, BODY, shop.payment()))
+        await shop.until_states("settled")
+        sale = (await shop.ledger_rows())[0]["id"]
+        await shop.receipt_in("settled", sale, delivery="abandoned_by_buyer")
+
+
+async def test_a_slow_reader_of_a_plain_answer_is_left_alone(make_shop: MakeShop) -> None:
+    shop = await make_shop(reader_timeout_s=0.4)
+    shop.upstream.behaviour = Behaviour(tokens=300, words=("x" * 10_000,))
+    async with RawClient(shop.url, receive_buffer_bytes=65536) as client:
+        await client.send(post(CHAT, BODY, {**shop.payment(), "Connection": "close"}))
+        seen = 0
+        while chunk := await client.read():
+            seen += len(chunk)
+            if seen < 500_000:
+                await asyncio.sleep(0.1)
+    assert seen > 3_000_000
+
+
 async def test_a_plain_answer_that_nobody_reads_holds_no_slot(make_shop: MakeShop) -> None:
     shop = await make_shop(max_inflight=1)
     shop.upstream.behaviour = Behaviour(tokens=2000, words=("x" * 10_000,))

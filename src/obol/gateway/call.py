@@ -35,6 +35,11 @@ class Call:
         if self.is_gone and interrupt is not None:
             interrupt()
 
+    def cut(self) -> None:
+        """End the connection without the end of the body: what is incomplete must look incomplete."""
+        if self.request.transport is not None:
+            self.request.transport.abort()
+
     def hang_up(self) -> None:
         """Note that the buyer's connection is gone. Whatever the sale owes goes on."""
         self.is_gone = True

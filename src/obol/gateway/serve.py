@@ -3,6 +3,7 @@
 Knows nothing of money. A plain answer is released whole or not at all; `stream.py` passes streams on.
 """
 
+import asyncio
 from dataclasses import replace
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from obol.gateway.call import Call
 from obol.gateway.offload import off_the_loop
 from obol.gateway.order import Order
 from obol.gateway.patience import GONE, BuyerGone, buyer_patience
+from obol.gateway.reader import watching_reader
 from obol.gateway.replies import Reason, Refusal, refusal_of
 from obol.gateway.slots import HeldSlot
 from obol.gateway.stream import relay
@@ -102,7 +104,7 @@ async def _hand_over(
     if refusal is not None:
         return refusal
     response = _response(call, terms, answer, body)
-    await terms.ended(await _send(call, response), plain.usage)
+    await terms.ended(await _send(call, response, till.patience.reader_s), plain.usage)
     total_s = till.ports.clock.monotonic_s() - call.received_s
     till.ports.metrics.answer(order.api, order.model.public, first_s=None, total_s=total_s, usage=plain.usage)
     return response
@@ -119,15 +121,20 @@ async def _read_whole(answer: UpstreamResponse) -> bytes:
     return b"".join(parts)
 
 
-async def _send(call: Call, response: web.Response) -> Delivery:
+async def _send(call: Call, response: web.Response, patience_s: float) -> Delivery:
     """Write a whole answer. NONE only when the buyer was gone before a byte of it was written: one who reads all but
     the end and hangs up has had an answer."""
     if call.has_left():
         return Delivery.NONE
     try:
-        await response.prepare(call.request)
-        await response.write_eof()
+        async with asyncio.timeout(None) as scope:
+            with watching_reader(call, patience_s, lambda: scope.reschedule(0.0)):
+                await response.prepare(call.request)
+                await response.write_eof()
     except ConnectionError:
+        return Delivery.ABANDONED_BY_BUYER
+    except TimeoutError:
+        call.cut()
         return Delivery.ABANDONED_BY_BUYER
     return Delivery.ABANDONED_BY_BUYER if call.has_left() else Delivery.COMPLETE
 

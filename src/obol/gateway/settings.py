@@ -77,7 +77,7 @@ class GatewayConfig:
     body_timeout_s: float = 30.0
     """For a buyer's whole request body."""
     reader_timeout_s: float = 120.0
-    """A buyer who reads nothing of a stream for this long is taken to be gone."""
+    """A buyer who takes not one byte of an answer for this long is taken to be gone."""
     drain_timeout_s: float = 60.0
     """How long a stopping gateway waits for sales in flight."""
     data_dir: Path | None = None

@@ -16,6 +16,7 @@ from obol.gateway.answers import REQUEST_ID, headers_to_buyer
 from obol.gateway.call import Call
 from obol.gateway.order import Order
 from obol.gateway.patience import BuyerGone, buyer_patience
+from obol.gateway.reader import watching_reader
 from obol.gateway.replies import Reason, Refusal, error_body
 from obol.gateway.slots import HeldSlot
 from obol.gateway.terms import Terms
@@ -96,9 +97,6 @@ class _Passing:
         self._has_begun = False
         self._is_cut = False
         self._scope: asyncio.Timeout | None = None
-        self._loop = asyncio.get_running_loop()
-        self._writing_since_s: float | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
 
     async def run(self, held: bytes, meter: AnswerMeter, answer: UpstreamResponse | None) -> Delivery:
         """Write `held`, then the rest of `answer` as it comes (None: there is no rest)."""
@@ -110,7 +108,7 @@ class _Passing:
         except (TimeoutError, ConnectionError):
             return await self._stopped()
         except UpstreamError:
-            self._truncate()
+            self._call.cut()
             return Delivery.BROKEN_BY_UPSTREAM
 
     async def _pass_on(self, held: bytes, meter: AnswerMeter, answer: UpstreamResponse | None) -> None:
@@ -119,10 +117,10 @@ class _Passing:
             raise ConnectionResetError
         self._has_begun = True  # even if the buyer leaves before all of this has left: it may be nearly all there is
         self._when_begun()
-        await self._write(held)
+        await self._response.write(held)
         while answer is not None and (chunk := await answer.read_chunk()):
             meter.feed(chunk)
-            await self._write(chunk)
+            await self._response.write(chunk)
         meter.end()
         await self._response.write_eof()
 
@@ -134,27 +132,18 @@ class _Passing:
         """
         self._scope = scope
         self._call.when_gone(self._interrupt)
-        self._watch_reader()
         if self._settling is not None:
             self._settling.add_done_callback(self._cut_if_refused)
         try:
-            yield
+            with watching_reader(self._call, self._patience_s, self._interrupt):
+                yield
         finally:
             self._scope = None
             self._call.when_gone(None)
-            if self._watchdog is not None:
-                self._watchdog.cancel()
 
     def _interrupt(self) -> None:
         if self._scope is not None and self._scope.when() is None:
             self._scope.reschedule(0.0)
-
-    def _watch_reader(self) -> None:
-        since_s = self._writing_since_s
-        if since_s is not None and self._loop.time() - since_s >= self._patience_s:
-            self._interrupt()
-        else:
-            self._watchdog = self._loop.call_later(self._patience_s / 2, self._watch_reader)
 
     def _cut_if_refused(self, settling: asyncio.Task[Settlement]) -> None:
         if settling.cancelled() or settling.exception() is not None:
@@ -163,16 +152,11 @@ class _Passing:
             self._is_cut = True
             self._interrupt()
 
-    async def _write(self, chunk: bytes) -> None:
-        self._writing_since_s = self._loop.time()
-        await self._response.write(chunk)
-        self._writing_since_s = None
-
     async def _stopped(self) -> Delivery:
         if self._is_cut and not self._call.is_gone:
             await self._say_refused()
             return Delivery.STARTED
-        self._truncate()
+        self._call.cut()
         return Delivery.ABANDONED_BY_BUYER if self._has_begun else Delivery.NONE
 
     async def _say_refused(self) -> None:
@@ -186,9 +170,4 @@ class _Passing:
                 )
                 await self._response.write_eof()
         except (TimeoutError, ConnectionError):
-            self._truncate()
-
-    def _truncate(self) -> None:
-        """End the connection without the end of the body: what is incomplete must look incomplete."""
-        if self._call.request.transport is not None:
-            self._call.request.transport.abort()
+            self._call.cut()

@@ -14,7 +14,7 @@ class Patience:
     body_s: float = 30.0
     """For the whole request body: no slot is held meanwhile, but a connection is."""
     reader_s: float = 120.0
-    """A buyer who reads nothing of a stream for this long is taken to be gone: no slot hangs on a slow reader."""
+    """A buyer who takes not one byte of an answer for this long is taken to be gone."""
 
 
 @dataclass(frozen=True, slots=True)
