@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import structlog
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 import obol
 from obol import Gateway, GatewayConfig
@@ -110,6 +112,27 @@ async def test_a_gateway_without_an_event_loop(tmp_path: Path) -> None:
         await asyncio.to_thread(thread.join, 10)
         assert not thread.is_alive()
         assert not await asyncio.to_thread(is_alive, url)
+
+
+async def test_a_stop_while_it_is_starting_is_not_lost(tmp_path: Path) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def models(_: web.Request) -> web.Response:
+        asked.set()
+        await answer.wait()
+        return web.json_response({"object": "list", "data": [{"id": "tiny"}]})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    async with TestServer(app) as upstream:
+        gateway = Gateway(config(str(upstream.make_url("")).rstrip("/"), tmp_path), log=quiet())
+        thread = threading.Thread(target=gateway.start)
+        thread.start()
+        await asked.wait()
+        gateway.stop()
+        answer.set()
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()
 
 
 async def test_a_gateway_that_cannot_start_says_why_and_leaves_nothing_open(tmp_path: Path) -> None:

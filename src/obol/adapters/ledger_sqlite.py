@@ -5,6 +5,7 @@ process share an fsync (`GroupCommitWriter`).
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
@@ -120,7 +121,8 @@ class SqliteLedger:
             raise LedgerUnavailableError(f"the ledger's lock files cannot be read: {error.strerror}") from error
         try:
             sales = await self._writer.run(lambda db: _take_over(db, seizure.dead, self._holder.id, network))
-            await asyncio.to_thread(seizure.remove)
+            with contextlib.suppress(OSError):  # a lock file that stays is one of the dead all the same
+                await asyncio.to_thread(seizure.remove)
         finally:
             seizure.let_go()
         return sales

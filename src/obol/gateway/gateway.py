@@ -126,14 +126,14 @@ class Gateway:
         def stopping() -> None:
             loop.call_soon_threadsafe(stopped.set)
 
-        async with self:
-            with self._lock:
-                self._stopping = stopping
-            try:
+        with self._lock:
+            self._stopping = stopping
+        try:
+            async with self:
                 await stopped.wait()
-            finally:
-                with self._lock:
-                    self._stopping = None
+        finally:
+            with self._lock:
+                self._stopping = None
 
     async def _start(self) -> None:
         config, stack = self.config, self._stack
@@ -158,8 +158,15 @@ class Gateway:
         self._live = live
         loop = asyncio.get_running_loop()
         for watch in (watch_upstream(live, probe.probe), adopt_from_the_dead(settler, offer.asset.network.caip2)):
-            stack.callback(loop.create_task(watch).cancel)
+            watching = loop.create_task(watch)
+            watching.add_done_callback(self._report)
+            stack.callback(watching.cancel)
         stack.push_async_callback(app.drain, config.drain_timeout_s)
+
+    def _report(self, watching: asyncio.Task[None]) -> None:
+        """A background loop's edge: it never ends by itself, and a bug that ends it must not vanish."""
+        if not watching.cancelled() and (error := watching.exception()) is not None:
+            self._log.error("watch_failed", error=type(error).__name__, exc_info=error)
 
     async def _open_ports(self, offer: Offer) -> Ports:
         config = self.config
