@@ -12,7 +12,8 @@ from obol.adapters.server_probe import MAX_ANSWER_BYTES, ServerProbe, probe
 from obol.core.offer import Api
 from obol.errors import UpstreamBrokenError, UpstreamError, UpstreamTimeoutError, UpstreamUnavailableError
 from obol.inference.request import read_request
-from obol.inference.servers import MODELS_PATH, ModelInfo, ServerType
+from obol.inference.routes import MODELS_PATH
+from obol.inference.servers import ModelInfo, ServerType
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MODELS = {"object": "list", "data": [{"id": "m", "owned_by": "llamacpp", "created": 7}]}

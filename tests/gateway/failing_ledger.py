@@ -21,6 +21,8 @@ class Fault:
     recorded: bool = False
     """True: it was recorded, and the ledger could not say so."""
     times: int = 1
+    is_bug: bool = False
+    """True: it fails in a way that nobody foresaw."""
 
 
 class FailingLedger:
@@ -59,6 +61,8 @@ class FailingLedger:
     async def _do(self, method: str, work: Callable[[Ledger], Awaitable[T]], events: Sequence[Event] = ()) -> T:
         assert self._ledger is not None
         fault = self._take(method, events)
+        if fault is not None and fault.is_bug:
+            raise RuntimeError("a bug")
         if self.is_down or (fault is not None and not fault.recorded):
             raise LedgerUnavailableError("the ledger cannot be read or written: disk I/O error")
         result = await work(self._ledger)

@@ -417,3 +417,17 @@ async def test_a_reader_that_reads_nothing_gives_its_slot_back_when_it_leaves(ma
             assert response.status == 200
     await shop.until_status(inFlight=0)
     await shop.until_states("settled")
+
+
+@BOTH
+async def test_a_bug_after_the_claim_does_not_lock_the_payment(make_shop: MakeShop, stream: bool) -> None:
+    """Whatever goes wrong between claim and output, nothing was delivered: the payment is the buyer's again."""
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap)
+    ledger.faults.append(Fault("record", Event.OUTPUT, is_bug=True))
+    payment = shop.payment()
+    failed = await shop.post(payment, chat(stream=stream))
+    assert (failed.status, failed.reason) == (500, "internal")
+    await shop.until_states("released")
+    assert (await shop.post(payment, chat(stream=stream))).status == 200
+    assert "request_failed" in [line["event"] for line in shop.logged]

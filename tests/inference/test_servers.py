@@ -8,9 +8,9 @@ import pytest
 from obol.core.offer import Api, Model
 from obol.errors import PeerProtocolError
 from obol.inference.request import read_request
+from obol.inference.routes import MODELS_PATH
 from obol.inference.servers import (
     MAX_PROMPTS_COUNTED,
-    MODELS_PATH,
     ModelInfo,
     ProbeAnswer,
     ServerType,
@@ -119,11 +119,16 @@ def test_another_model_list_is_a_protocol_error(body: bytes) -> None:
 
 def test_what_is_sold_is_listed_under_public_names() -> None:
     models = (Model("public", "served-secret"), Model("b", "b"))
-    listed = models_body(models, created_s=5)
+    listed = models_body(models, "shop")
     assert b"served-secret" not in listed
-    assert parse_models(listed) == (ModelInfo("public", "obol", 5), ModelInfo("b", "obol", 5))
+    assert parse_models(listed) == (ModelInfo("public", "shop", 0), ModelInfo("b", "shop", 0))
     assert json.loads(listed)["object"] == "list"
-    assert json.loads(model_body(models[0])) == {"id": "public", "object": "model", "created": 0, "owned_by": "obol"}
+    assert json.loads(model_body(models[0], "shop")) == {
+        "id": "public",
+        "object": "model",
+        "created": 0,
+        "owned_by": "shop",
+    }
 
 
 def plan_of(server_type: ServerType, api: Api, **fields: Any) -> tuple[list[tuple[str, Any]], str | None] | None:

@@ -19,8 +19,8 @@ from obol.errors import (
 )
 from obol.inference.input_size import input_bound
 from obol.inference.request import InferenceRequest
+from obol.inference.routes import MODELS_PATH
 from obol.inference.servers import (
-    MODELS_PATH,
     PROBE_PATHS,
     ModelInfo,
     ProbeAnswer,

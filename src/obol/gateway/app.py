@@ -22,6 +22,7 @@ from obol.gateway.replies import MESSAGES, REPLIES, Reason, Refusal, refusal_of
 from obol.gateway.sale import sell, serve_free
 from obol.gateway.till import Till
 from obol.inference.routes import SALE_PATHS, Route, RouteKind, match, split_service
+from obol.inference.servers import model_body, models_body
 from obol.x402.headers import PAYMENT_SIGNATURE, X_PAYMENT, read_presented
 
 _RECEIPTS = "/receipts/"
@@ -209,13 +210,11 @@ class App:
     def _models(self, route: Route) -> web.Response | Refusal:
         offer = self._live.offer
         if route.kind is RouteKind.MODELS:
-            return status.json_response(
-                {"object": "list", "data": [_model(m.public, offer.name) for m in offer.models]}
-            )
+            return status.json_answer(models_body(offer.models, offer.name))
         model = offer.model(route.model_id)
         if model is None:
             return Refusal(Reason.MODEL_NOT_FOUND, f"the model {route.model_id!r} is not sold here", param="model")
-        return status.json_response(_model(model.public, offer.name))
+        return status.json_answer(model_body(model, offer.name))
 
     def _resource_url(self, call: Call) -> str:
         """The paid resource as the buyer addresses it. Forwarding headers are anybody's words and are not read."""
@@ -228,7 +227,3 @@ def _outcome(answer: web.StreamResponse | Refusal) -> str:
     if isinstance(answer, Refusal):
         return answer.reason.value
     return "served" if answer.status < 300 else "upstream_error"
-
-
-def _model(public: str, owner: str) -> dict[str, str | int]:
-    return {"id": public, "object": "model", "created": 0, "owned_by": owner}

@@ -14,13 +14,10 @@ from obol.errors import FacilitatorUnavailableError, PeerProtocolError
 from obol.gateway.call import Call
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.till import Till
-from obol.x402.exact import ExactVerifier, Undecided, Verified, matches, parse_authorization
+from obol.x402.exact import SETTLE_MARGIN_S, ExactVerifier, Undecided, Verified, matches, parse_authorization
 from obol.x402.facilitator import Refused
 from obol.x402.models import PaymentPayload
 from obol.x402.presented import Presented
-
-SETTLE_MARGIN_S = 6
-"""A payment that expires sooner than this cannot be settled any more (x402 `exact`, verification step 5)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from obol.core.payment import Event
 from obol.core.sale import NewSale, Sale
 from obol.errors import LedgerUnavailableError
 from obol.gateway.call import Call
-from obol.gateway.checking import SETTLE_MARGIN_S, Checked, check, is_for
+from obol.gateway.checking import Checked, check, is_for
 from obol.gateway.order import Order
 from obol.gateway.patience import GONE, BuyerGone, buyer_patience
 from obol.gateway.receipts import Headers, ReceiptHeaders
@@ -26,6 +26,7 @@ from obol.gateway.serve import serve
 from obol.gateway.slots import HeldSlot
 from obol.gateway.terms import Free, OnOutput, Paid, Terms, Waived, refusal_of_settlement, steps_of_held_answer
 from obol.gateway.till import Till
+from obol.x402.exact import SETTLE_MARGIN_S
 from obol.x402.presented import Presented
 
 
@@ -40,6 +41,19 @@ async def sell(till: Till, call: Call, order: Order, presented: Presented) -> we
     claimed = await _claim(till, call, checked, order)
     if isinstance(claimed, Refusal):
         return claimed
+    has_ended = False
+    try:
+        answer = await _fulfil(till, call, order, checked, claimed)
+        has_ended = True
+        return answer
+    finally:
+        if not has_ended:  # by a bug, or cut off at the end of the process: the payment must not stay locked
+            till.settler.let_go(claimed.sale, Reason.INTERNAL.value)
+
+
+async def _fulfil(
+    till: Till, call: Call, order: Order, checked: Checked, claimed: Claimed | Redeeming
+) -> web.StreamResponse | Refusal:
     receipt = ReceiptHeaders(call, claimed.sale, till.ports.catalogue)
     slot = await _enter(till, call, checked, is_paid=isinstance(claimed, Redeeming))
     if isinstance(slot, Refusal):

@@ -31,6 +31,9 @@ SettledSteps = Callable[[bool], Sequence[Event]]
 RELEASE_PATIENCE_S = 1.0
 """How long a refusal waits for its payment to be free again."""
 _STOPPED = "gateway_stopped"
+_UNFINISHED = frozenset(State) - FINAL - {State.OWED}
+_IDLE = frozenset({State.CLAIMED, State.REDEEMING})
+"""Nobody was asked for the money of this answer, or it has come: releasing takes nothing from anybody."""
 
 
 class Settler:
@@ -65,6 +68,13 @@ class Settler:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_PATIENCE_S):
                 await tried.wait()
+
+    def let_go(self, sale: Sale, reason: str) -> None:
+        """Release a sale whose serving ended in a way that nobody foresaw, if nothing was delivered or asked for.
+
+        One that is SETTLING is left to its settlement, or to the next start: a yes may be on its way.
+        """
+        self._spawn(self._go_on(sale.id, reason, asyncio.Event(), Delivery.NONE, only=_IDLE), self._tasks)
 
     def record_soon(self, sale: Sale, events: Sequence[Event], change: Change) -> asyncio.Task[None]:
         """Record a step that nobody waits for, trying until it is recorded."""
@@ -186,12 +196,20 @@ class Settler:
             transaction=settlement.transaction,
         )
 
-    async def _go_on(self, sale_id: str, reason: str, tried: asyncio.Event, delivery: Delivery) -> None:
+    async def _go_on(
+        self,
+        sale_id: str,
+        reason: str,
+        tried: asyncio.Event,
+        delivery: Delivery,
+        *,
+        only: frozenset[State] = _UNFINISHED,
+    ) -> None:
         attempt = 0
         while True:
             try:
                 current = await self._ports.ledger.sale(sale_id)
-                if current is not None and sale_id not in self._pursued and current.state not in FINAL | {State.OWED}:
+                if current is not None and sale_id not in self._pursued and current.state in only:
                     await self._resume(replace(current, delivery=delivery), reason)
                 return
             except LedgerUnavailableError:

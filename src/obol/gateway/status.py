@@ -16,8 +16,13 @@ from obol.x402.eip712 import checksum_address
 
 def json_response(value: object, status: int = 200) -> web.Response:
     """A JSON answer that no cache keeps."""
+    return json_answer(msgspec.json.encode(value), status)
+
+
+def json_answer(body: bytes, status: int = 200) -> web.Response:
+    """The same, of JSON that is encoded already."""
     return web.Response(
-        body=msgspec.json.encode(value),
+        body=body,
         status=status,
         content_type="application/json",
         headers={"Cache-Control": "no-store"},

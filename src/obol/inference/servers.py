@@ -19,6 +19,7 @@ import msgspec
 from obol.core.offer import Api, Model
 from obol.errors import PeerProtocolError
 from obol.inference.request import InferenceRequest
+from obol.inference.routes import MODELS_PATH
 
 
 class ServerType(StrEnum):
@@ -64,7 +65,6 @@ class CountPlan:
     template: TokenizerCall | None = None
 
 
-MODELS_PATH = "/v1/models"
 PROBE_PATHS = (MODELS_PATH, "/health", "/version", "/props", "/api/version", "/api/tags", "/api/v0/models")
 """What is asked to find out the type; a server that lacks a path answers 404."""
 
@@ -122,14 +122,14 @@ def is_healthy(server_type: ServerType, answers: Mapping[str, ProbeAnswer]) -> b
     return answer is not None and answer.status == 200
 
 
-def models_body(models: Iterable[Model], *, created_s: int = 0) -> bytes:
-    """OpenAI's model list of what is sold, under public names."""
-    return msgspec.json.encode({"object": "list", "data": [_model_entry(model, created_s) for model in models]})
+def models_body(models: Iterable[Model], owner: str) -> bytes:
+    """OpenAI's model list of what `owner` sells, under public names."""
+    return msgspec.json.encode({"object": "list", "data": [_model_entry(model, owner) for model in models]})
 
 
-def model_body(model: Model, *, created_s: int = 0) -> bytes:
-    """OpenAI's answer about one model that is sold."""
-    return msgspec.json.encode(_model_entry(model, created_s))
+def model_body(model: Model, owner: str) -> bytes:
+    """OpenAI's answer about one model that `owner` sells."""
+    return msgspec.json.encode(_model_entry(model, owner))
 
 
 def count_plan(server_type: ServerType, request: InferenceRequest, served_model: str) -> CountPlan | None:
@@ -262,5 +262,5 @@ def _parse(body: bytes) -> Mapping[str, Any]:
         raise PeerProtocolError("the server's answer is not a JSON object") from error
 
 
-def _model_entry(model: Model, created_s: int) -> dict[str, object]:
-    return {"id": model.public, "object": "model", "created": created_s, "owned_by": "obol"}
+def _model_entry(model: Model, owner: str) -> dict[str, object]:
+    return {"id": model.public, "object": "model", "created": 0, "owned_by": owner}
