@@ -15,6 +15,7 @@ understood" or "a bug of ours". A class exists only because someone catches it o
     │  ├─ UpstreamTimeoutError         it did not answer in time; nothing is owed                  504
     │  └─ UpstreamBrokenError          it died in the middle of an answer                          502
     ├─ LedgerUnavailableError          the ledger cannot be read or written; nothing is sold       503
+    ├─ SaleTakenError                  another attempt holds the sale now; nothing was recorded    500
     ├─ IllegalTransitionError          a payment was moved against the table: our bug              500
     ├─ BudgetExceededError             (buyer) we will not pay this much                           CLI 6
     ├─ PaymentRefusedError             (buyer) the seller refused what we paid with                CLI 7
@@ -105,6 +106,12 @@ class LedgerUnavailableError(ObolError):
     """The ledger could not be read or written; what was asked may or may not have been recorded."""
 
     reason = "ledger_unavailable"
+
+
+class SaleTakenError(ObolError):
+    """Another attempt holds the sale now: what this one wanted to record was not."""
+
+    reason = "sale_taken"
 
 
 class IllegalTransitionError(ObolError):

@@ -16,12 +16,13 @@ from dataclasses import replace
 
 import pytest
 
-from obol.core.ledger import NO_CHANGE, Change, Claimed, InUse, Ledger, Redeeming, Used
+from obol.core.ledger import NO_CHANGE, Change, Claimed, InUse, Ledger, Redeeming, SaleFilter, Used
 from obol.core.money import UINT256_MAX
+from obol.core.offer import Standing
 from obol.core.payment import Event, State
 from obol.core.sale import Delivery, Sale
 from obol.core.usage import Usage
-from obol.errors import IllegalTransitionError, LedgerUnavailableError
+from obol.errors import IllegalTransitionError, LedgerUnavailableError, SaleTakenError
 from tests.adapters.sales import ADOPTABLE, WAY_TO, a_key, a_new_sale, as_claimed, claimed_in
 from tests.fakes.clock import FakeClock
 
@@ -388,3 +389,135 @@ class LedgerContract:
         for call in calls:
             with pytest.raises(LedgerUnavailableError):
                 await call
+
+    # ---------------------------------------------------------------------------------------------------- attempts
+
+    async def test_a_redemption_is_held_by_the_attempt_that_took_it(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        owed = await claimed_in(ledger, State.OWED, key := a_key())
+        again = a_new_sale(key)
+
+        outcome = await ledger.claim(again)
+
+        assert isinstance(outcome, Redeeming)
+        assert (outcome.sale.id, outcome.sale.attempt) == (owed.id, again.id)
+        assert await ledger.held_by(again.id) == outcome.sale
+        assert await ledger.held_by(owed.id) is None
+
+    async def test_a_late_release_does_not_free_the_redemption_of_another(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        owed = await claimed_in(ledger, State.OWED, key := a_key())
+        first, second = a_new_sale(key), a_new_sale(key)
+        await ledger.claim(first)
+        await ledger.record(owed.id, [Event.RELEASE], attempt=first.id)
+        await ledger.claim(second)
+
+        with pytest.raises(SaleTakenError):
+            await ledger.record(owed.id, [Event.RELEASE], attempt=first.id)
+
+        held = await ledger.held_by(second.id)
+        assert held is not None
+        assert held.state is State.REDEEMING
+        assert await ledger.held_by(first.id) is None
+
+    async def test_a_new_sale_is_held_by_itself(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        sale = await claimed_in(ledger, State.SERVING)
+
+        assert await ledger.held_by(sale.id) == sale
+        assert await ledger.held_by("nobody") is None
+
+    # ---------------------------------------------------------------------------------------------------- standing
+
+    async def test_standing_needs_that_many_settled_sales(self, open_ledger: OpenLedger, clock: FakeClock) -> None:
+        ledger = await open_ledger()
+        standing = Standing(after_sales=2, max_unsettled_atomic=5000)
+        for _ in range(2):
+            sale = await claimed_in(ledger, State.CLAIMED)
+            assert await ledger.trust(sale.id, WAY_TO[State.SERVED], NO_CHANGE, standing) is None
+            assert await ledger.sale(sale.id) == sale
+            clock.advance(1)
+            await claimed_in(ledger, State.SETTLED)
+
+        served = await ledger.trust(sale.id, WAY_TO[State.SERVED], NO_CHANGE, standing)
+
+        assert served is not None
+        assert served.state is State.SERVED
+
+    async def test_one_refused_settlement_removes_standing(self, open_ledger: OpenLedger, clock: FakeClock) -> None:
+        ledger = await open_ledger()
+        standing = Standing(after_sales=1, max_unsettled_atomic=5000)
+        await claimed_in(ledger, State.SETTLED)
+        assert await ledger.is_trusted(a_key(), 1000, standing)
+        clock.advance(1)
+
+        await claimed_in(ledger, State.SETTLE_FAILED)
+        assert not await ledger.is_trusted(a_key(), 1000, standing)
+
+        clock.advance(1)
+        await claimed_in(ledger, State.SETTLED)
+        assert await ledger.is_trusted(a_key(), 1000, standing)
+
+    @pytest.mark.parametrize("state", [State.SERVED, State.SETTLING, State.SETTLE_UNKNOWN])
+    async def test_what_a_payer_owes_counts_against_its_standing(self, open_ledger: OpenLedger, state: State) -> None:
+        ledger = await open_ledger()
+        standing = Standing(after_sales=0, max_unsettled_atomic=2500)
+        assert await ledger.is_trusted(a_key(), 2500, standing)
+        owing = await claimed_in(ledger, state)
+
+        assert await ledger.is_trusted(a_key(), 1500, standing)
+        assert not await ledger.is_trusted(a_key(), 1501, standing)
+        assert await ledger.is_trusted(replace(a_key(), payer="0x" + "cd" * 20), 2500, standing)
+        assert await ledger.is_trusted(replace(a_key(), network="eip155:1"), 2500, standing)
+        assert (await ledger.trust(owing.id, [], NO_CHANGE, Standing(0, 1000))) == owing
+
+    async def test_exposure_is_checked_and_booked_in_one_step(self, open_ledger: OpenLedger) -> None:
+        ledger, other = await open_ledger(), await open_ledger()
+        standing = Standing(after_sales=0, max_unsettled_atomic=3000)
+        sales = [await claimed_in(ledger, State.CLAIMED) for _ in range(20)]
+
+        outcomes = await asyncio.gather(
+            *(
+                (ledger if n % 2 else other).trust(sale.id, WAY_TO[State.SETTLING], NO_CHANGE, standing)
+                for n, sale in enumerate(sales)
+            )
+        )
+
+        assert sum(outcome is not None for outcome in outcomes) == 3
+
+    # ------------------------------------------------------------------------------------------------------- pages
+
+    async def test_pages_give_every_sale_once_in_the_order_of_their_claims(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        sales = [await claimed_in(ledger, State.CLAIMED) for _ in range(7)]
+
+        found: list[Sale] = []
+        page = await ledger.page(SaleFilter(), limit=3)
+        while True:
+            found.extend(page.sales)
+            if page.cursor is None:
+                break
+            page = await ledger.page(SaleFilter(), after=page.cursor, limit=3)
+
+        assert found == sales
+
+    async def test_a_filter_restricts_by_everything_it_names(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        settled, owed = await claimed_in(ledger, State.SETTLED), await claimed_in(ledger, State.OWED)
+        at_s = owed.created_s
+
+        async def ids(**which: object) -> list[str]:
+            return [sale.id for sale in (await ledger.page(SaleFilter(**which))).sales]  # type: ignore[arg-type]
+
+        assert await ids(states=frozenset({State.OWED, State.WAIVED})) == [owed.id]
+        assert await ids(states=frozenset()) == []
+        assert await ids(since_s=at_s) == [owed.id]
+        assert await ids(until_s=at_s) == [settled.id]
+        assert await ids(offer="another") == []
+        assert await ids(payer=owed.key.payer, network=owed.key.network, asset=owed.key.asset) == [settled.id, owed.id]
+
+    async def test_a_sound_ledger_has_no_flaws(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        await claimed_in(ledger, State.SETTLED)
+
+        assert await ledger.flaws() == []

@@ -69,7 +69,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for sale in self.model.values():
             if sale.key == new.key and sale.state is not State.RELEASED:
                 if sale.state is State.OWED:
-                    return Redeeming(replace(sale, state=State.REDEEMING, updated_s=self.clock.now_s()))
+                    return Redeeming(replace(sale, state=State.REDEEMING, updated_s=self.clock.now_s(), attempt=new.id))
                 return Used(sale) if sale.state in FINAL else InUse(sale)
         return Claimed(as_claimed(new, self.clock.now_s()))
 

@@ -60,6 +60,7 @@ def as_claimed(new: NewSale, updated_s: float) -> Sale:
         **{name: getattr(new, name) for name in NewSale.__slots__},  # the fields that both have
         state=State.CLAIMED,
         updated_s=updated_s,
+        attempt=new.id,
     )
 
 

@@ -289,7 +289,9 @@ async def test_a_plain_answer_that_nobody_reads_holds_no_slot(make_shop: MakeSho
 class BuggyLedger(FailingLedger):
     """A ledger with a bug behind the claim: an exception that nobody expects ends the sale's task."""
 
-    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
+    async def record(
+        self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
+    ) -> Sale:
         raise ValueError("a bug")
 
 

@@ -120,7 +120,7 @@ async def test_a_payment_that_was_tampered_with_buys_nothing(shop: Shop, name: s
     assert (await shop.post(v2(value))).status == 200
 
 
-@pytest.mark.parametrize("settlement", list(SettlementPolicy))
+@pytest.mark.parametrize("settlement", [SettlementPolicy.ON_OUTPUT, SettlementPolicy.BEFORE])
 async def test_funds_moved_between_verify_and_settle_buy_no_plain_answer(
     make_shop: MakeShop, settlement: SettlementPolicy
 ) -> None:

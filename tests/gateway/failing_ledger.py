@@ -4,7 +4,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from obol.core.ledger import NO_CHANGE, Change, ClaimOutcome, Ledger
+from obol.core.ledger import NO_CHANGE, Change, ClaimOutcome, Ledger, Page, SaleFilter
+from obol.core.offer import Standing
 from obol.core.payment import Event
 from obol.core.sale import ClaimKey, NewSale, Sale
 from obol.errors import LedgerUnavailableError
@@ -40,8 +41,25 @@ class FailingLedger:
     async def claim(self, sale: NewSale) -> ClaimOutcome:
         return await self._do("claim", lambda ledger: ledger.claim(sale))
 
-    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
-        return await self._do("record", lambda ledger: ledger.record(sale_id, events, change), events)
+    async def record(
+        self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
+    ) -> Sale:
+        return await self._do("record", lambda ledger: ledger.record(sale_id, events, change, attempt=attempt), events)
+
+    async def trust(self, sale_id: str, events: Sequence[Event], change: Change, standing: Standing) -> Sale | None:
+        return await self._do("record", lambda ledger: ledger.trust(sale_id, events, change, standing), events)
+
+    async def is_trusted(self, key: ClaimKey, amount_atomic: int, standing: Standing) -> bool:
+        return await self._do("is_trusted", lambda ledger: ledger.is_trusted(key, amount_atomic, standing))
+
+    async def held_by(self, attempt: str) -> Sale | None:
+        return await self._do("sale", lambda ledger: ledger.held_by(attempt))
+
+    async def page(self, which: SaleFilter, *, after: int | None = None, limit: int = 500) -> Page:
+        return await self._do("page", lambda ledger: ledger.page(which, after=after, limit=limit))
+
+    async def flaws(self) -> list[str]:
+        return await self._do("flaws", lambda ledger: ledger.flaws())
 
     async def sale(self, sale_id: str) -> Sale | None:
         return await self._do("sale", lambda ledger: ledger.sale(sale_id))

@@ -59,5 +59,7 @@ class SellProcess:
             "--settlement": config.settlement.value,
             "--drain-timeout": str(config.drain_timeout_s),
         }
+        if config.max_unsettled is not None:
+            options["--max-unsettled"] = config.max_unsettled
         flags = [word for pair in options.items() for word in pair]
         return [sys.executable, "-m", "obol", "sell", "inference", config.name, *flags, *where, "--json"]

@@ -36,6 +36,7 @@ from obol.adapters.facilitator_devnet import DevnetFacilitator
 from obol.adapters.paths import devnet_file, ledger_file
 from obol.core.clock import Clock
 from obol.core.ledger import Ledger
+from obol.core.offer import SettlementPolicy
 from obol.core.payment import FINAL, State
 from obol.x402.authorization import parse_authorization, parse_signature
 from obol.x402.client import payment_headers, sign_exact
@@ -187,7 +188,10 @@ class Shop:
             defaults = replace(defaults, facilitator_url=self._facilitator.url, verify_timeout_s=2.0)
         else:
             defaults = replace(defaults, devnet=True)
-        return replace(defaults, **self._changes)
+        config = replace(defaults, **self._changes)
+        if config.settlement is SettlementPolicy.AFTER and config.max_unsettled is None:
+            return replace(config, max_unsettled="1")
+        return config
 
     async def start(self, **changes: Any) -> None:
         """Start the gateway; `changes` of the config stay."""

@@ -1,19 +1,18 @@
 """The gateway's edge: which request goes where, and what each ending looks like."""
 
 import asyncio
-from collections.abc import Sequence
 
 import aiohttp
 import msgspec
 import pytest
 
-from obol.core.ledger import NO_CHANGE, Change, ClaimOutcome, Ledger
+from obol.core.ledger import ClaimOutcome, Ledger
 from obol.core.offer import Api
-from obol.core.payment import Event
-from obol.core.sale import ClaimKey, NewSale, Sale
+from obol.core.sale import NewSale, Sale
 from obol.inference.routes import SALE_PATHS
 from tests.fakes.model_server import Behaviour
 from tests.fakes.raw_client import RawClient, head, post
+from tests.gateway.failing_ledger import FailingLedger
 from tests.gateway.fixtures import MakeShop
 from tests.gateway.occupied import occupied, status, until_in_flight
 from tests.gateway.shop import CHAT, MODEL, PROMPT, Answer, Shop, chat
@@ -230,33 +229,18 @@ async def test_requests_are_counted_by_how_they_ended(make_shop: MakeShop) -> No
     }
 
 
-class BrokenLedger:
+class BrokenLedger(FailingLedger):
     """A ledger with a bug."""
 
     async def claim(self, sale: NewSale) -> ClaimOutcome:
         raise ValueError(f"secret {sale.payload!r}")
 
-    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
-        raise ValueError("never claimed")
-
     async def sale(self, sale_id: str) -> Sale | None:
         raise ValueError("secret")
 
-    async def find(self, key: ClaimKey) -> Sale | None:
-        return None
 
-    async def adopt(self, network: str | None = None) -> list[Sale]:
-        return []
-
-    async def check(self) -> None:
-        return None
-
-    async def close(self) -> None:
-        return None
-
-
-def broken(_: Ledger) -> Ledger:
-    return BrokenLedger()
+def broken(ledger: Ledger) -> Ledger:
+    return BrokenLedger().wrap(ledger)
 
 
 async def test_a_bug_is_500_says_nothing_of_itself_and_is_in_the_log(make_shop: MakeShop) -> None:

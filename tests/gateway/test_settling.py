@@ -24,7 +24,7 @@ from tests.gateway.failing_ledger import FailingLedger, Fault
 from tests.gateway.fixtures import MakeShop
 from tests.gateway.shop import PRICE_ATOMIC, Answer, Shop, chat, eventually
 
-EITHER_POLICY = pytest.mark.parametrize("settlement", list(SettlementPolicy))
+EITHER_POLICY = pytest.mark.parametrize("settlement", [SettlementPolicy.ON_OUTPUT, SettlementPolicy.BEFORE])
 QUICK_S = (0.01,)
 
 LOST: dict[str, Behaviour] = {

@@ -15,13 +15,14 @@ from obol.core.offer import SettlementPolicy
 from obol.core.payment import Event
 from obol.x402.client import payment_headers, sign_exact
 from tests.fakes.clock import FakeClock
-from tests.fakes.facilitator import SlowSettle
+from tests.fakes.facilitator import Ok, RefuseSettle, SlowSettle
 from tests.fakes.model_server import Behaviour, Death
 from tests.gateway.failing_ledger import FailingLedger, Fault
 from tests.gateway.fixtures import MakeShop
 from tests.gateway.shop import PRICE_ATOMIC, USDC, Answer, Json, Shop, chat
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+AFTER = SettlementPolicy.AFTER
 BEFORE = SettlementPolicy.BEFORE
 QUICK_S = (0.01,)
 BIG = Behaviour(tokens=400, words=("x" * 65536,))
@@ -361,16 +362,20 @@ async def test_a_claim_that_may_have_been_recorded_does_not_lock_the_payment(
 async def test_what_cannot_be_recorded_is_not_handed_over_and_not_lost(
     make_shop: MakeShop, settlement: SettlementPolicy, recorded: bool, stream: bool
 ) -> None:
-    """The step to SETTLING fails, perhaps after it was recorded: the buyer has nothing, and must get its answer."""
+    """The step before the answer fails, perhaps after it was recorded: the buyer has nothing, and must get its answer.
+
+    Under AFTER that step asks nobody for money."""
     ledger = FailingLedger()
     shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S, settlement=settlement)
-    ledger.faults = [Fault("record", Event.SETTLE, recorded=recorded)]
+    step = Event.OUTPUT if settlement is AFTER else Event.SETTLE
+    ledger.faults = [Fault("record", step, recorded=recorded)]
     answer = await shop.pay(chat(stream=stream))
     assert (answer.status, answer.reason) == (503, "ledger_unavailable")
     assert b"Hello" not in answer.body
-    await shop.until_states("owed" if recorded else "released")
+    is_owed = recorded and settlement is not AFTER
+    await shop.until_states("owed" if is_owed else "released")
     assert (await shop.post(answer.payment, chat(stream=stream))).status == 200
-    await shop.until_states(*(["settled"] if recorded else ["released", "settled"]))
+    await shop.until_states(*(["settled"] if is_owed else ["released", "settled"]))
     assert await shop.earned_atomic() == PRICE_ATOMIC
 
 
@@ -431,3 +436,90 @@ async def test_a_bug_after_the_claim_does_not_lock_the_payment(make_shop: MakeSh
     await shop.until_states("released")
     assert (await shop.post(payment, chat(stream=stream))).status == 200
     assert "request_failed" in [line["event"] for line in shop.logged]
+
+
+# ------------------------------------------------------------------------------------------------- after, and standing
+
+
+@BOTH
+async def test_after_asks_for_the_money_when_the_answer_was_handed_over(make_shop: MakeShop, stream: bool) -> None:
+    shop = await make_shop(facilitator=True, settlement=AFTER, max_unsettled="0.01")
+    shop.facilitator.behaviour = SlowSettle()
+    answer = await shop.pay(chat(stream=stream))
+    assert (answer.status, answer.headers["X-Obol-Settlement"]) == (200, "pending")
+    await shop.receipt_in("settling", answer, delivery="complete")
+    shop.facilitator.release.set()
+    await shop.receipt_in("settled", answer, delivery="complete")
+    assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+@BOTH
+async def test_after_serves_nobody_ahead_of_more_than_the_bound(make_shop: MakeShop, stream: bool) -> None:
+    """Two prices may be out; the third answer is settled as under on-output."""
+    shop = await make_shop(facilitator=True, settlement=AFTER, max_unsettled="0.02")
+    shop.facilitator.behaviour = SlowSettle()
+    ahead = [await shop.pay(chat()) for _ in range(2)]
+    assert [answer.status for answer in ahead] == [200, 200]
+    third = asyncio.get_running_loop().create_task(shop.pay(chat(stream=stream)))
+    if stream:
+        assert (await third).headers["X-Obol-Settlement"] == "pending"
+    else:
+        await shop.until_states("settling", "settling", "settling")
+        assert not third.done()
+    shop.facilitator.release.set()
+    assert (await third).status == 200
+    await shop.until_states("settled", "settled", "settled")
+
+
+@BOTH
+async def test_after_asks_nothing_of_a_buyer_who_leaves_before_the_first_byte(
+    make_shop: MakeShop, stream: bool
+) -> None:
+    shop = await make_shop(settlement=AFTER, max_unsettled="0.01")
+    assert (await shop.pay()).status == 200
+    await shop.until_states("settled")
+    shop.upstream.script = [Behaviour(hold_before_head=(head := asyncio.Event()))]
+    payment = shop.payment()
+    async with asking(shop, payment, chat(stream=stream)):
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+    head.set()
+    await shop.until_states("settled", "released")
+    assert (await shop.post(payment)).status == 200
+
+
+async def test_a_payer_with_standing_does_not_wait_for_the_money(make_shop: MakeShop) -> None:
+    shop = await make_shop(facilitator=True, standing_after=2, max_unsettled="0.01")
+    assert [(await shop.pay()).headers["X-Obol-Settlement"] for _ in range(2)] == ["settled", "settled"]
+    verified = len(shop.facilitator.verified)
+    shop.facilitator.behaviour = SlowSettle()
+    answer = await shop.pay()
+    assert (answer.status, answer.headers["X-Obol-Settlement"]) == (200, "pending")
+    assert len(shop.facilitator.verified) == verified
+    shop.facilitator.release.set()
+    await shop.receipt_in("settled", answer, delivery="complete")
+
+
+async def test_one_refused_settlement_removes_standing(make_shop: MakeShop) -> None:
+    shop = await make_shop(facilitator=True, standing_after=1, max_unsettled="0.01")
+    assert (await shop.pay()).status == 200
+    shop.facilitator.behaviour = RefuseSettle()
+    refused = await shop.pay()
+    assert refused.status == 200
+    await shop.receipt_in("settle_failed", refused, delivery="complete")
+    shop.facilitator.behaviour = Ok()
+    answer = await shop.pay()
+    assert answer.headers["X-Obol-Settlement"] == "settled"
+
+
+async def test_what_was_claimed_and_never_served_is_released_when_an_owed_claim_was_recorded_all_the_same(
+    make_shop: MakeShop,
+) -> None:
+    """A ledger that says "failed" and has recorded the redemption: the owed sale must not stay REDEEMING."""
+    ledger = FailingLedger()
+    shop = await make_shop(settlement=BEFORE, wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S)
+    answer = await owe(shop)
+    ledger.faults = [Fault("claim", recorded=True)]
+    assert (await shop.again(answer.payment)).status == 503
+    await shop.receipt_in("owed", answer)
+    assert (await shop.post(answer.payment)).status == 200
+    await shop.receipt_in("settled", answer)

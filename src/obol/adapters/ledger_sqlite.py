@@ -6,6 +6,7 @@ process share an fsync (`GroupCommitWriter`).
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,27 +19,50 @@ from obol.adapters.ledger_holders import Holder
 from obol.adapters.ledger_sqlite_schema import LEDGER_SCHEMA
 from obol.adapters.sqlite_file import DATA_DIR
 from obol.core.clock import Clock
-from obol.core.ledger import NO_CHANGE, Change, Claimed, ClaimOutcome, InUse, Redeeming, Used
+from obol.core.ledger import NO_CHANGE, Change, Claimed, ClaimOutcome, InUse, Page, Redeeming, SaleFilter, Used
+from obol.core.offer import Standing
 from obol.core.payment import FINAL, Event, State, advance
 from obol.core.sale import ClaimKey, Delivery, NewSale, Sale
 from obol.core.usage import Usage
-from obol.errors import LedgerUnavailableError, SettingsError
+from obol.errors import LedgerUnavailableError, SaleTakenError, SettingsError
 
 _COLUMNS = (
     "id, network, asset, payer, nonce, offer, pay_to, authorized_atomic, valid_before_s, api, model, payload, "
     "requirements, created_s, state, delivery, settled_atomic, transaction_id, reason, input_tokens, output_tokens, "
-    "updated_s"
+    "updated_s, attempt"
 )
-_INSERT = f"INSERT INTO sale ({_COLUMNS}, claim, holder) VALUES ({', '.join('?' * 24)}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+_INSERT = f"INSERT INTO sale ({_COLUMNS}, claim, holder) VALUES ({', '.join('?' * 25)}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 _SELECT = f"SELECT {_COLUMNS} FROM sale "  # noqa: S608 - constants
 _BY_ID = _SELECT + "WHERE id = ?"
+_HELD_BY = _SELECT + "WHERE id = ?1 AND attempt = ?1 OR attempt = ?1 AND state = 'redeeming'"
 _CLAIMANT = _SELECT + "WHERE claim = ? AND state <> 'released'"
 _UPDATE = (
     "UPDATE sale SET state = ?, delivery = ?, settled_atomic = ?, transaction_id = ?, reason = ?, input_tokens = ?, "
-    "output_tokens = ?, updated_s = ? WHERE id = ?"
+    "output_tokens = ?, updated_s = ?, attempt = ? WHERE id = ?"
 )
 _FIRST_MUTABLE = 14
 """Index of `state` in `_COLUMNS`: what comes before never changes."""
+_PAGE = (
+    f"SELECT {_COLUMNS}, rowid FROM sale WHERE rowid > :after AND (:since_s IS NULL OR created_s >= :since_s) "  # noqa: S608
+    "AND (:until_s IS NULL OR created_s < :until_s) AND (:offer IS NULL OR offer = :offer) "
+    "AND (:payer IS NULL OR payer = :payer) AND (:network IS NULL OR network = :network) "
+    "AND (:asset IS NULL OR asset = :asset) "
+    "AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states))) ORDER BY rowid LIMIT :limit"
+)
+_SETTLED_SINCE_REFUSAL = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM sale
+        WHERE payer = :payer AND asset = :asset AND network = :network AND state = 'settled' AND updated_s > (
+            SELECT coalesce(max(updated_s), 0) FROM sale
+            WHERE payer = :payer AND asset = :asset AND network = :network AND state = 'settle_failed'
+        )
+        LIMIT :after_sales
+    )
+"""
+_UNSETTLED = (
+    "SELECT id, authorized_atomic FROM sale WHERE payer = ? AND asset = ? AND network = ? "
+    "AND state IN ('served', 'settling', 'settle_unknown')"
+)
 _UNFINISHED = "state NOT IN ('rejected', 'released', 'settled', 'settle_failed', 'waived', 'owed')"
 
 
@@ -87,19 +111,61 @@ class SqliteLedger:
             known = _one(db, _CLAIMANT, claim)
             if known is None:
                 raise ValueError("the id of a new sale was used before")
-            return _contest(db, known, now_s, holder)
+            return _contest(db, known, sale.id, now_s, holder)
 
         return await self._writer.run(operation)
 
-    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
+    async def record(
+        self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
+    ) -> Sale:
         """See the port."""
         now_s, steps = self._clock.now_s(), tuple(events)
 
         def operation(db: sqlite3.Connection) -> Sale:
-            sale = _one(db, _BY_ID, sale_id)
-            if sale is None:
-                raise KeyError(sale_id)
+            sale = _known(db, sale_id)
+            if attempt not in (None, sale.attempt):
+                raise SaleTakenError("another attempt holds the sale")
             return _update(db, sale, advance(sale.state, steps), change, now_s)
+
+        return await self._writer.run(operation)
+
+    async def trust(self, sale_id: str, events: Sequence[Event], change: Change, standing: Standing) -> Sale | None:
+        """See the port."""
+        now_s, steps = self._clock.now_s(), tuple(events)
+
+        def operation(db: sqlite3.Connection) -> Sale | None:
+            sale = _known(db, sale_id)
+            if not _is_good_for(db, sale.key, sale.authorized_atomic, standing, sale_id):
+                return None
+            return _update(db, sale, advance(sale.state, steps), change, now_s)
+
+        return await self._writer.run(operation)
+
+    async def is_trusted(self, key: ClaimKey, amount_atomic: int, standing: Standing) -> bool:
+        """See the port."""
+        return await self._writer.run(lambda db: _is_good_for(db, key, amount_atomic, standing, ""))
+
+    async def held_by(self, attempt: str) -> Sale | None:
+        """See the port."""
+        return await self._writer.run(lambda db: _one(db, _HELD_BY, attempt))
+
+    async def page(self, which: SaleFilter, *, after: int | None = None, limit: int = 500) -> Page:
+        """See the port."""
+        wanted = {name: getattr(which, name) for name in ("since_s", "until_s", "offer", "payer", "network", "asset")}
+        states = None if which.states is None else json.dumps(sorted(which.states))
+        arguments = {**wanted, "states": states, "after": after or 0, "limit": limit}
+
+        def operation(db: sqlite3.Connection) -> Page:
+            rows = db.execute(_PAGE, arguments).fetchall()
+            return Page([_sale_of(row) for row in rows], rows[-1][-1] if len(rows) == limit else None)
+
+        return await self._writer.run(operation)
+
+    async def flaws(self) -> list[str]:
+        """See the port: SQLite's own check of pages, indexes and constraints."""
+
+        def operation(db: sqlite3.Connection) -> list[str]:
+            return [row[0] for row in db.execute("PRAGMA integrity_check") if row[0] != "ok"]
 
         return await self._writer.run(operation)
 
@@ -137,11 +203,12 @@ class SqliteLedger:
         await asyncio.to_thread(self._holder.close)
 
 
-def _contest(db: sqlite3.Connection, sale: Sale, now_s: float, holder: str) -> ClaimOutcome:
+def _contest(db: sqlite3.Connection, sale: Sale, attempt: str, now_s: float, holder: str) -> ClaimOutcome:
     """The outcome for an authorization that has a sale already."""
     if sale.state is State.OWED:
         db.execute("UPDATE sale SET holder = ? WHERE id = ?", (holder, sale.id))
-        return Redeeming(_update(db, sale, advance(sale.state, [Event.SERVE]), NO_CHANGE, now_s))
+        taken = replace(sale, attempt=attempt)
+        return Redeeming(_update(db, taken, advance(sale.state, [Event.SERVE]), NO_CHANGE, now_s))
     return Used(sale) if sale.state in FINAL else InUse(sale)
 
 
@@ -163,6 +230,24 @@ def _update(db: sqlite3.Connection, sale: Sale, state: State, change: Change, no
 def _one(db: sqlite3.Connection, query: str, argument: str | bytes) -> Sale | None:
     row = db.execute(query, (argument,)).fetchone()
     return None if row is None else _sale_of(row)
+
+
+def _known(db: sqlite3.Connection, sale_id: str) -> Sale:
+    sale = _one(db, _BY_ID, sale_id)
+    if sale is None:
+        raise KeyError(sale_id)
+    return sale
+
+
+def _is_good_for(db: sqlite3.Connection, key: ClaimKey, amount_atomic: int, standing: Standing, but: str) -> bool:
+    """Whether the payer's record and what it owes already, without the sale `but`, allow this amount too."""
+    of_payer = {"payer": key.payer, "asset": key.asset, "network": key.network, "after_sales": standing.after_sales}
+    settled: int = db.execute(_SETTLED_SINCE_REFUSAL, of_payer).fetchone()[0]
+    if settled < standing.after_sales:
+        return False
+    owing = db.execute(_UNSETTLED, (key.payer, key.asset, key.network))
+    unsettled_atomic = sum(int(authorized) for sale_id, authorized in owing if sale_id != but)
+    return unsettled_atomic + amount_atomic <= standing.max_unsettled_atomic
 
 
 def _holders_of_unfinished(db: sqlite3.Connection) -> list[str]:
@@ -203,6 +288,7 @@ def _claimed(sale: NewSale, now_s: float) -> Sale:
         created_s=sale.created_s,
         state=State.CLAIMED,
         updated_s=now_s,
+        attempt=sale.id,
     )
 
 
@@ -231,6 +317,7 @@ def _row_of(sale: Sale) -> tuple[Any, ...]:
         sale.usage.input_tokens,
         sale.usage.output_tokens,
         sale.updated_s,
+        sale.attempt,
     )
 
 
@@ -255,4 +342,5 @@ def _sale_of(row: tuple[Any, ...]) -> Sale:
         reason=row[18],
         usage=Usage(row[19], row[20]),
         updated_s=row[21],
+        attempt=row[22],
     )

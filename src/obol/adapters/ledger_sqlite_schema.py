@@ -42,4 +42,17 @@ _1_SALES = (
     """,
 )
 
-LEDGER_SCHEMA = Schema(application_id=0x0B01_4C44, migrations=(_1_SALES,))
+_2_ATTEMPTS_AND_STANDING = (
+    "ALTER TABLE sale ADD COLUMN attempt TEXT NOT NULL DEFAULT ''",
+    "UPDATE sale SET attempt = id",
+    # Who redeems what: looked up when it is not known whether a redemption was recorded.
+    "CREATE INDEX sale_redeemer ON sale (attempt) WHERE state = 'redeeming'",
+    # A payer's record: what was settled and refused, newest last; and what is out unpaid.
+    """
+    CREATE INDEX sale_record ON sale (payer, asset, network, state, updated_s)
+        WHERE state IN ('settled', 'settle_failed')
+    """,
+    "CREATE INDEX sale_unsettled ON sale (payer) WHERE state IN ('served', 'settling', 'settle_unknown')",
+)
+
+LEDGER_SCHEMA = Schema(application_id=0x0B01_4C44, migrations=(_1_SALES, _2_ATTEMPTS_AND_STANDING))

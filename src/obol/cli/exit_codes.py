@@ -38,6 +38,7 @@ EXIT_CODES: dict[type[ObolError], ExitCode] = {
     errors.UpstreamTimeoutError: ExitCode.CONNECTION,
     errors.UpstreamBrokenError: ExitCode.CONNECTION,
     errors.LedgerUnavailableError: ExitCode.CONNECTION,
+    errors.SaleTakenError: ExitCode.BUG,
     errors.IllegalTransitionError: ExitCode.BUG,
     errors.BudgetExceededError: ExitCode.BUDGET,
     errors.PaymentRefusedError: ExitCode.PAYMENT,

@@ -46,8 +46,15 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
     "--settlement",
     type=click.Choice([p.value for p in SettlementPolicy]),
     default="on-output",
-    help="When money moves: once output exists, or before serving.",
+    help="When money moves: once output exists, before serving, or after the whole answer.",
     show_default=True,
+)
+@click.option("--max-unsettled", metavar="AMOUNT", help="Answers to one payer that may run ahead of its money.")
+@click.option(
+    "--standing-after",
+    type=int,
+    metavar="N",
+    help="Settled sales before a payer is trusted that far.  [default: 5; with --settlement after: 0]",
 )
 @click.option("--verify-only", is_flag=True, help="Verify payments and never settle them (staging).")
 @click.option("--no-payment-gate", is_flag=True, help="Serve without payment, on loopback only.")
@@ -214,11 +221,18 @@ def _config(options: dict[str, Any], environ: Any) -> "GatewayConfig":
     options["apis"] = _apis(options["apis"])
     variable = options.pop("upstream_auth_env")
     if variable is not None:
-        key = environ.get(variable, "")
-        if not key:
-            raise SettingsError("--upstream-auth-env", f"the environment variable {variable} is not set or is empty")
+        key = _secret(environ, "--upstream-auth-env", variable)
         options["upstream_authorization"] = key if " " in key else f"Bearer {key}"
     return GatewayConfig(**options)
+
+
+def _secret(environ: Any, flag: str, variable: str) -> str:
+    from obol.errors import SettingsError
+
+    value: str = environ.get(variable, "")
+    if not value:
+        raise SettingsError(flag, f"the environment variable {variable} is not set or is empty")
+    return value
 
 
 def _apis(names: tuple[str, ...]) -> frozenset[Api]:
@@ -271,6 +285,7 @@ def _summary(gateway: "Gateway") -> dict[str, object]:
         "paid_to": offer.pay_to if offer.payment_gate else "nobody",
         "settled_by": settled_by if offer.payment_gate and not offer.verify_only else "nobody",
         "settlement": _settlement_text(offer),
+        "at_risk": offer.loss_bound,
         "capacity": _capacity_text(offer.capacity),
     }
     if split_address(config.listen, "--listen")[0] in (None, "0.0.0.0", "::"):  # noqa: S104 - only told
@@ -313,6 +328,7 @@ def _show_status(report: dict[str, Any], *, as_json: bool) -> None:
         "price": price if offer["paymentGate"] else "none: payment gate is off",
         "paid to": payment["payTo"] if offer["paymentGate"] else "nobody",
         "settlement": "never (--verify-only)" if offer["verifyOnly"] else offer["settlement"],
+        "at risk": offer["lossBound"],
         "upstream": report["upstream"],
         "draining": "yes" if report["draining"] else "no",
         "capacity mode": capacity["mode"] if capacity else "none declared: no limit",

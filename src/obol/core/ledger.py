@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from obol.core.payment import Event
+from obol.core.offer import Standing
+from obol.core.payment import Event, State
 from obol.core.sale import ClaimKey, Delivery, NewSale, Sale
 from obol.core.usage import Usage
 
@@ -54,6 +55,35 @@ class Change:
 NO_CHANGE = Change()
 
 
+@dataclass(frozen=True, slots=True)
+class SaleFilter:
+    """Which sales to list; None does not restrict. Times in Unix seconds, by when a sale was claimed."""
+
+    since_s: float | None = None
+    """At or after."""
+    until_s: float | None = None
+    """Before."""
+    offer: str | None = None
+    payer: str | None = None
+    """Lower case."""
+    network: str | None = None
+    """CAIP-2."""
+    asset: str | None = None
+    """Lower-case contract address."""
+    states: frozenset[State] | None = None
+
+
+EVERY_SALE = SaleFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some sales, in the order in which they were claimed. `cursor` gives the next page; None: this was the last."""
+
+    sales: Sequence[Sale]
+    cursor: int | None
+
+
 class Ledger(Protocol):
     """Every method raises `LedgerUnavailableError` when it could not find out whether it was recorded."""
 
@@ -61,25 +91,55 @@ class Ledger(Protocol):
         """Claim `sale.key`, atomically against every other claimer of the same ledger, and durably.
 
         No row, or a RELEASED one: recorded as CLAIMED under `sale.id` -> `Claimed`. OWED: moved to REDEEMING under its
-        old id -> `Redeeming`, for exactly one caller. SETTLED, SETTLE_FAILED, WAIVED -> `Used`. Else -> `InUse`.
+        old id, with `sale.id` as its attempt -> `Redeeming`, for exactly one caller. SETTLED, SETTLE_FAILED, WAIVED
+        -> `Used`. Else -> `InUse`.
+
         Raises `ValueError` when `sale.id` belongs to another authorization or a released sale: ids are never reused.
         """
         ...
 
-    async def record(self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE) -> Sale:
+    async def record(
+        self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
+    ) -> Sale:
         """Move a sale along the payment table by `events` and apply `change`, as one durable step.
 
-        Raises `IllegalTransitionError`, recording nothing, where the table has no such step, and `KeyError` for an id
-        that was never claimed. `events` may be empty.
+        With `attempt`, only if that attempt holds the sale: else `SaleTakenError`, and nothing is recorded. Raises
+        `IllegalTransitionError`, recording nothing, where the table has no such step, and `KeyError` for an id that
+        was never claimed. `events` may be empty.
         """
+        ...
+
+    async def trust(self, sale_id: str, events: Sequence[Event], change: Change, standing: Standing) -> Sale | None:
+        """`record`, if the payer is good for it; None, and nothing recorded, if not. One atomic step.
+
+        Good: among the payer's sales on the same network and asset, at least `standing.after_sales` are SETTLED since
+        the last SETTLE_FAILED one, and the amounts of those that are SERVED, SETTLING or SETTLE_UNKNOWN, with this
+        sale's, are at most `standing.max_unsettled_atomic`.
+        """
+        ...
+
+    async def is_trusted(self, key: ClaimKey, amount_atomic: int, standing: Standing) -> bool:
+        """Whether `trust` would say yes now to a sale of that amount that is not claimed yet. Books nothing."""
         ...
 
     async def sale(self, sale_id: str) -> Sale | None:
         """The sale of that id as last recorded, or None."""
         ...
 
+    async def held_by(self, attempt: str) -> Sale | None:
+        """The sale that an attempt claimed under its own id, or is redeeming now; None when it holds none."""
+        ...
+
     async def find(self, key: ClaimKey) -> Sale | None:
         """The sale that holds `key` now: the one whose state is not RELEASED, or None."""
+        ...
+
+    async def page(self, which: SaleFilter, *, after: int | None = None, limit: int = 500) -> Page:
+        """Up to `limit` sales that fit, oldest claim first; `after` is the cursor of the page before."""
+        ...
+
+    async def flaws(self) -> list[str]:
+        """What the storage itself finds wrong with its file or tables, in words; empty when sound. May take long."""
         ...
 
     async def adopt(self, network: str | None = None) -> list[Sale]:

@@ -32,6 +32,19 @@ class SettlementPolicy(StrEnum):
     delivers until the facilitator answers no."""
     BEFORE = "before"
     """Settle, then serve. Buyer risks nothing that is not written down: failure to serve leaves the sale OWED."""
+    AFTER = "after"
+    """Serve the whole answer, then settle. Seller risks `Standing.max_unsettled_atomic` per payer: above it, a sale is
+    settled as under ON_OUTPUT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who is handed answers before their money has moved, and up to how much."""
+
+    after_sales: int
+    """Sales that the payer must have settled since the last refused settlement; 0: everybody."""
+    max_unsettled_atomic: int
+    """Most that a payer may owe at once: the seller's greatest loss per payer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,8 @@ class Offer:
     limits: RequestLimits = RequestLimits()
     capacity: Capacity | None = None
     settlement: SettlementPolicy = SettlementPolicy.ON_OUTPUT
+    standing: Standing | None = None
+    """None: nobody is trusted. Required by `after`."""
     max_timeout_s: int = 300
     """`maxTimeoutSeconds` of the requirements: how long clients make an authorization valid."""
     max_validity_s: int = 24 * 3600
@@ -73,6 +88,22 @@ class Offer:
     verify_only: bool = False
     payment_gate: bool = True
     description: str = ""
+
+    @property
+    def loss_bound(self) -> str:
+        """What the seller can lose to one payer who does not pay, in words. Times are the facilitator's."""
+        if self.verify_only or not self.payment_gate:
+            return "everything: nothing is settled"
+        if self.settlement is SettlementPolicy.BEFORE:
+            return "nothing: money moves before the model is asked"
+        streams = "what each open stream delivers until its settlement is refused"
+        if self.standing is None:
+            return f"{streams}; a plain answer is held until it is paid"
+        who = f"a payer with {self.standing.after_sales} settled sales" if self.standing.after_sales else "any payer"
+        ahead = f"answers for {self.standing.max_unsettled_atomic} atomic units at once to {who}"
+        if self.settlement is SettlementPolicy.AFTER:
+            return f"{ahead}; above that, {streams}"
+        return f"{streams}, and plain {ahead}"
 
     def model(self, public: str) -> Model | None:
         """The sold model of that public name, or None."""

@@ -36,7 +36,7 @@ class State(StrEnum):
     RELEASED = "released"
     """Nothing was delivered, nothing will be settled; the authorization may be presented again [nobody]."""
     SERVED = "served"
-    """Output exists and settlement was not asked for [the buyer owes the amount]."""
+    """Output exists and settlement was not asked for [the buyer owes the amount, if any of it was handed over]."""
     SETTLING = "settling"
     """The facilitator was asked and has not answered [unknown until asked again]."""
     SETTLE_UNKNOWN = "settle_unknown"
@@ -80,7 +80,7 @@ TABLE: dict[State, dict[Event, State]] = {
     State.VERIFIED: {Event.CLAIM: State.CLAIMED, Event.REFUSE: State.REJECTED},
     State.CLAIMED: {Event.SERVE: State.SERVING, Event.SETTLE: State.SETTLING, Event.RELEASE: State.RELEASED},
     State.SERVING: {Event.OUTPUT: State.SERVED, Event.RELEASE: State.RELEASED},
-    State.SERVED: {Event.SETTLE: State.SETTLING, Event.WAIVE: State.WAIVED},
+    State.SERVED: {Event.SETTLE: State.SETTLING, Event.WAIVE: State.WAIVED, Event.RELEASE: State.RELEASED},
     State.SETTLING: {
         Event.SETTLED: State.SETTLED,
         Event.SETTLED_UNDELIVERED: State.OWED,

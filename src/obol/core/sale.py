@@ -50,7 +50,7 @@ class NewSale:
 
 @dataclass(frozen=True, slots=True)
 class Sale(NewSale):
-    """One row of the ledger: what was claimed, and what became of it. `transaction` "" until money moved."""
+    """One row of the ledger: what was claimed, and what became of it. `transaction` "" until one is known."""
 
     state: State
     delivery: Delivery = Delivery.NONE
@@ -60,6 +60,8 @@ class Sale(NewSale):
     reason: str = ""
     usage: Usage = UNKNOWN_USAGE
     updated_s: float = 0.0
+    attempt: str = ""
+    """Id of the `NewSale` that holds the sale: the sale's own, or that of the presentation that redeems it."""
 
 
 @dataclass(frozen=True, slots=True)

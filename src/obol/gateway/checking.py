@@ -44,6 +44,13 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
         return await _sold_before(till, presented) or _invalid(payment)
     if isinstance(payment, Verified) and _is_settled_next(live.offer):
         return Checked(payment, is_fresh=True)  # which asks the same questions
+    if isinstance(payment, Verified) and await _has_standing(till, payment):
+        return Checked(payment, is_fresh=True)
+    return await _ask_facilitator(till, call, payment)
+
+
+async def _ask_facilitator(till: Till, call: Call, payment: Verified | Undecided) -> Checked | Refusal:
+    live, ports = till.live, till.ports
     try:
         outcome = await ports.facilitator.verify(payment.payload, live.requirements)
     except (FacilitatorUnavailableError, PeerProtocolError):
@@ -60,6 +67,15 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
 
 def _is_settled_next(offer: Offer) -> bool:
     return offer.settlement is SettlementPolicy.BEFORE and not offer.verify_only
+
+
+async def _has_standing(till: Till, payment: Verified) -> bool:
+    """Whether the payer's own record is reason enough to serve. Who is trusted from the first sale on is still asked
+    about: a new payer may have no money at all."""
+    standing = till.live.offer.standing
+    if standing is None or not standing.after_sales:
+        return False
+    return await till.ports.ledger.is_trusted(payment.key, payment.authorization.value_atomic, standing)
 
 
 async def _sold_before(till: Till, presented: Presented) -> Checked | None:

@@ -11,22 +11,20 @@ from typing import Self
 import structlog
 from aiohttp import web
 
-from obol.adapters.chain_devnet import DevnetChain
 from obol.adapters.clock import SystemClock
 from obol.adapters.entropy import Entropy
 from obol.adapters.event_loop import run
-from obol.adapters.facilitator_devnet import DevnetFacilitator
-from obol.adapters.facilitator_http import HttpFacilitator
 from obol.adapters.ledger_sqlite import SqliteLedger
 from obol.adapters.logs import make_logger
 from obol.adapters.metrics import Metrics
-from obol.adapters.paths import devnet_file, ledger_file, user_data_dir
+from obol.adapters.paths import ledger_file, user_data_dir
 from obol.adapters.server_probe import ProbedServer, ServerProbe
 from obol.adapters.upstream_http import HttpUpstream
 from obol.core.clock import Clock
 from obol.core.offer import Offer
-from obol.errors import FacilitatorUnavailableError, PeerProtocolError, SettingsError
+from obol.errors import SettingsError
 from obol.gateway.app import App
+from obol.gateway.facilitators import check_supported, open_facilitator
 from obol.gateway.http_server import Handler, HttpServer
 from obol.gateway.live_offer import LiveOffer
 from obol.gateway.ports import Ports
@@ -34,8 +32,6 @@ from obol.gateway.settings import GatewayConfig, checked, offer_of, split_addres
 from obol.gateway.settling import Settler
 from obol.gateway.till import Patience, Till
 from obol.gateway.watch import adopt_from_the_dead, watch_upstream
-from obol.x402.exact import build_requirements
-from obol.x402.facilitator import Facilitator
 
 
 class Gateway:
@@ -170,45 +166,15 @@ class Gateway:
 
     async def _open_ports(self, offer: Offer) -> Ports:
         config = self.config
-        data_dir = config.data_dir or user_data_dir()
-        ledger = await SqliteLedger.open(ledger_file(data_dir, devnet=config.devnet), self._clock)
+        ledger = await SqliteLedger.open(
+            ledger_file(config.data_dir or user_data_dir(), devnet=config.devnet), self._clock
+        )
         self._stack.push_async_callback(ledger.close)
-        facilitator: Facilitator
-        if config.devnet:
-            chain = await DevnetChain.open(
-                devnet_file(data_dir), self._clock, networks=(offer.asset.network,), catalogue=config.catalogue
-            )
-            self._stack.push_async_callback(chain.close)
-            facilitator = DevnetFacilitator(chain)
-        else:
-            facilitator = HttpFacilitator(
-                config.facilitator_url,
-                verify_timeout_s=config.verify_timeout_s,
-                settle_timeout_s=config.settle_timeout_s,
-            )
+        facilitator = await open_facilitator(config, offer.asset.network, clock=self._clock)
         self._stack.push_async_callback(facilitator.close)
         if offer.payment_gate:
-            await self._check_supported(facilitator, offer)
+            await check_supported(facilitator, offer, self.warnings)
         return Ports(ledger, facilitator, self._clock, Entropy(), Metrics(), self._log, config.catalogue)
-
-    async def _check_supported(self, facilitator: Facilitator, offer: Offer) -> None:
-        """Refuse to sell what the facilitator says it cannot settle; go on when it cannot be asked now."""
-        try:
-            supported = await facilitator.supported()
-        except (FacilitatorUnavailableError, PeerProtocolError) as error:
-            self.warnings.append(
-                f"the facilitator cannot be asked now ({error.reason}): until it can, payments are answered with "
-                "502 or 503 and stay unused"
-            )
-            return
-        wanted = build_requirements(offer)
-        if not any(
-            kind.scheme == wanted.scheme and kind.x402_version == 2 and kind.network in (wanted.network, "eip155:*")
-            for kind in supported.kinds
-        ):
-            raise SettingsError(
-                "--facilitator", f"does not settle {wanted.scheme} on {offer.asset.network.name} ({wanted.network})"
-            )
 
     async def _open_offer(self, offer: Offer, probe: ServerProbe, server: ProbedServer) -> LiveOffer:
         config = self.config

@@ -159,9 +159,9 @@ async def _terms(till: Till, claimed: Claimed | Redeeming, receipt: ReceiptHeade
         return Paid(sale, till, receipt)
     if till.live.offer.verify_only:
         return Waived(sale, till, receipt)
-    if till.live.offer.settlement is SettlementPolicy.ON_OUTPUT:
-        return OnOutput(sale, till, receipt)
-    return await _settle_first(till, sale, receipt)
+    if till.live.offer.settlement is SettlementPolicy.BEFORE:
+        return await _settle_first(till, sale, receipt)
+    return OnOutput(sale, till, receipt)
 
 
 async def _settle_first(till: Till, sale: Sale, receipt: ReceiptHeaders) -> Paid | Refusal:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from obol.core.capacity import Capacity
 from obol.core.money import parse_amount
 from obol.core.networks import DEFAULT_CATALOGUE, Asset, Catalogue, TransferMethod, canonical_address
-from obol.core.offer import OPENAI_APIS, Api, Model, Offer, RequestLimits, SettlementPolicy
+from obol.core.offer import OPENAI_APIS, Api, Model, Offer, RequestLimits, SettlementPolicy, Standing
 from obol.errors import SettingsError
 from obol.x402.eip712 import checksum_address
 from obol.x402.exact import SETTLE_MARGIN_S
@@ -17,6 +17,8 @@ from obol.x402.exact import SETTLE_MARGIN_S
 DEFAULT_PORT = 8402
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 """Names of deployments, offers and `/services/<name>`: one rule, also for file names."""
+STANDING_AFTER = 5
+"""Settled sales that make a payer trusted, where `--max-unsettled` is given and `--standing-after` is not."""
 DEFAULT_FACILITATOR_URL = "https://facilitator.x402.rs"
 
 
@@ -56,6 +58,12 @@ class GatewayConfig:
     """Serve without payment: on loopback only, unless `force`."""
     force: bool = False
     settlement: SettlementPolicy = SettlementPolicy.ON_OUTPUT
+    max_unsettled: str | None = None
+    """How much a payer may owe at once, a plain decimal of the asset: up to it, answers do not wait for the money.
+    Required by the policy `after`; otherwise None trusts nobody."""
+    standing_after: int | None = None
+    """Sales that a payer must have settled since the last refused one before it is trusted. None: 5, and 0 under
+    `after`."""
     max_inflight: int | None = None
     per_buyer_max_inflight: int | None = None
     max_queue_depth: int = 0
@@ -99,6 +107,7 @@ def checked(config: GatewayConfig) -> GatewayConfig:
     if config.admin_listen is not None:
         split_address(config.admin_listen, "--admin-listen")
     parse_amount(config.price, asset_of(config).decimals, field="--price")
+    _standing(config, asset_of(config))
     if config.no_payment_gate:
         return _without_gate(config)
     split_address(config.listen, "--listen")
@@ -134,6 +143,7 @@ def offer_of(config: GatewayConfig, served_models: tuple[str, ...]) -> Offer:
         limits=RequestLimits(config.max_body_bytes, config.max_input_tokens, config.max_output_tokens),
         capacity=_capacity(config),
         settlement=config.settlement,
+        standing=_standing(config, asset),
         max_timeout_s=config.max_timeout_s,
         max_validity_s=config.max_validity_s,
         verify_only=config.verify_only,
@@ -257,6 +267,22 @@ def _models(wanted: tuple[str, ...], served: tuple[str, ...]) -> tuple[Model, ..
             raise SettingsError("--model", f"{model.public!r} is given twice")
         models.append(model)
     return tuple(models)
+
+
+def _standing(config: GatewayConfig, asset: Asset) -> Standing | None:
+    if config.standing_after is not None and config.standing_after < 0:
+        raise SettingsError("--standing-after", f"{config.standing_after} is not allowed: 0 or more")
+    if config.max_unsettled is None:
+        if config.settlement is SettlementPolicy.AFTER:
+            raise SettingsError("--max-unsettled", "missing: --settlement after needs it, the most one payer may owe")
+        if config.standing_after is not None:
+            raise SettingsError("--standing-after", "means nothing without --max-unsettled: nobody would be trusted")
+        return None
+    if config.settlement is SettlementPolicy.BEFORE:
+        raise SettingsError("--max-unsettled", "contradicts --settlement before: nothing is served unsettled")
+    is_after = config.settlement is SettlementPolicy.AFTER
+    after_sales = config.standing_after if config.standing_after is not None else 0 if is_after else STANDING_AFTER
+    return Standing(after_sales, parse_amount(config.max_unsettled, asset.decimals, field="--max-unsettled"))
 
 
 def _capacity(config: GatewayConfig) -> Capacity | None:

@@ -15,7 +15,7 @@ import msgspec
 from obol.core.ledger import Change
 from obol.core.payment import FINAL, Event, State
 from obol.core.sale import Delivery, NewSale, Sale
-from obol.errors import LedgerUnavailableError
+from obol.errors import LedgerUnavailableError, SaleTakenError
 from obol.gateway.ports import Ports
 from obol.x402.facilitator import Settlement, SettleOutcome
 from obol.x402.models import PaymentPayload, PaymentRequirements
@@ -28,12 +28,16 @@ RETRY_SCHEDULE_S: Sequence[float] = (1, 2, 5, 15, 30, 60, 120, 300)
 SettledSteps = Callable[[bool], Sequence[Event]]
 """The steps to record when a settlement is known; the argument says that it is late, and nobody waits for it."""
 
+ASKED_AT_ONCE = 64
+"""Unresolved settlements asked about at the same time: a restart with many must not bury the facilitator."""
+Recording = asyncio.Task[bool]
+"""A step being recorded; False: the sale belongs to another attempt now, and it was not."""
 RELEASE_PATIENCE_S = 1.0
 """How long a refusal waits for its payment to be free again."""
 _STOPPED = "gateway_stopped"
 _UNFINISHED = frozenset(State) - FINAL - {State.OWED}
-_IDLE = frozenset({State.CLAIMED, State.REDEEMING})
-"""Nobody was asked for the money of this answer, or it has come: releasing takes nothing from anybody."""
+_IDLE = frozenset({State.CLAIMED, State.SERVED, State.REDEEMING})
+"""Nobody was asked for the money of this answer, or it has come: nobody else is at work on it."""
 
 
 class Settler:
@@ -44,6 +48,7 @@ class Settler:
         self._schedule_s = retry_schedule_s
         self._tasks: set[asyncio.Task[Any]] = set()
         self._chasing: set[asyncio.Task[Any]] = set()
+        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         self._pursued: set[str] = set()
         """Ids of the sales that a background task sees to their end: nothing else may move them."""
 
@@ -55,6 +60,10 @@ class Settler:
         """
         return self._spawn(self._settle(sale, steps), self._tasks)
 
+    def settle_soon(self, sale: Sale, change: Change, steps: SettledSteps, *, after: Recording | None) -> None:
+        """Ask for the money of a sale that is SERVED, once `change` and the step to SETTLING are recorded."""
+        self._spawn(self._settle_when_recorded(sale, change, steps, after), self._tasks)
+
     async def release(self, sale: Sale | NewSale, reason: str) -> None:
         """Nothing was delivered: go back to where the buyer loses nothing, trying until it is recorded.
 
@@ -64,7 +73,7 @@ class Settler:
         buyer nor slot waiting.
         """
         tried = asyncio.Event()
-        self._spawn(self._go_on(sale.id, reason, tried, Delivery.NONE), self._tasks)
+        self._spawn(self._go_on(attempt_of(sale), reason, tried, Delivery.NONE), self._tasks)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_PATIENCE_S):
                 await tried.wait()
@@ -74,11 +83,16 @@ class Settler:
 
         One that is SETTLING is left to its settlement, or to the next start: a yes may be on its way.
         """
-        self._spawn(self._go_on(sale.id, reason, asyncio.Event(), Delivery.NONE, only=_IDLE), self._tasks)
+        self._spawn(self._go_on(sale.attempt, reason, asyncio.Event(), None, only=_IDLE), self._tasks)
 
-    def record_soon(self, sale: Sale, events: Sequence[Event], change: Change) -> asyncio.Task[None]:
-        """Record a step that nobody waits for, trying until it is recorded."""
-        return self._spawn(self._keep_recording(sale.id, events, change), self._tasks)
+    def record_soon(
+        self, sale: Sale, events: Sequence[Event], change: Change, *, after: Recording | None = None
+    ) -> Recording:
+        """Record a step of the attempt that holds `sale`, trying until it is recorded; nobody waits for it.
+
+        `after` is what must be recorded before it.
+        """
+        return self._spawn(self._keep_recording(sale, events, change, after), self._tasks)
 
     async def recover(self, network: str) -> int:
         """Go on with the sales on a network that a dead process left unfinished; how many there were."""
@@ -88,7 +102,7 @@ class Settler:
                 await self._resume(sale, _STOPPED)
             except LedgerUnavailableError:  # it is ours now: nobody else would go on with it
                 self._ports.log.error("sale_not_recorded", sale=sale.id)
-                self._spawn(self._go_on(sale.id, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
+                self._spawn(self._go_on(sale.attempt, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
         return len(sales)
 
     async def drain(self, timeout_s: float) -> None:
@@ -110,6 +124,12 @@ class Settler:
         if not _is_resolved(settlement):
             self._pursue(sale, steps)
         return settlement
+
+    async def _settle_when_recorded(
+        self, sale: Sale, change: Change, steps: SettledSteps, after: Recording | None
+    ) -> None:
+        if await self._keep_recording(sale, [Event.SETTLE], change, after):
+            await self._settle(sale, steps)
 
     def _pursue(self, sale: Sale, steps: SettledSteps, *, answer: Settlement | None = None) -> None:
         """See a sale to its end in the background, once. `answer` is one that could not be recorded."""
@@ -139,8 +159,10 @@ class Settler:
         current = await self._ports.ledger.sale(sale.id)
         if current is None or current.state is State.SETTLING:
             await self._book(sale, answer, if_late)
-        elif current.state is State.REDEEMING:  # by nobody: its sale ended with the ledger's failure
-            await self._ports.ledger.record(sale.id, [Event.RELEASE], Change(reason=answer.reason))
+        elif current.state is State.REDEEMING and current.attempt == sale.attempt:  # ended with the ledger's failure
+            with contextlib.suppress(SaleTakenError):  # somebody redeems it in between: that one is served
+                change = Change(reason=answer.reason)
+                await self._ports.ledger.record(sale.id, [Event.RELEASE], change, attempt=sale.attempt)
 
     async def _ask_until_settled(self, sale: Sale, steps: SettledSteps) -> None:
         """Ask again and again: the same payload moves the money at most once, so asking is safe.
@@ -152,7 +174,8 @@ class Settler:
         while True:
             await self._wait(attempt)
             attempt += 1
-            settlement = await self._ask(sale)
+            async with self._asking:
+                settlement = await self._ask(sale)
             if settlement.outcome is not SettleOutcome.SETTLED:
                 self._ports.log.warning("settlement_unresolved", sale=sale.id, reason=settlement.reason)
                 continue
@@ -198,22 +221,25 @@ class Settler:
 
     async def _go_on(
         self,
-        sale_id: str,
+        held_by: str,
         reason: str,
         tried: asyncio.Event,
-        delivery: Delivery,
+        delivery: Delivery | None,
         *,
         only: frozenset[State] = _UNFINISHED,
     ) -> None:
+        """Resume what an attempt holds; `delivery` None: as far as is recorded."""
         attempt = 0
         while True:
             try:
-                current = await self._ports.ledger.sale(sale_id)
-                if current is not None and sale_id not in self._pursued and current.state in only:
-                    await self._resume(replace(current, delivery=delivery), reason)
+                current = await self._ports.ledger.held_by(held_by)
+                if current is not None and current.id not in self._pursued and current.state in only:
+                    await self._resume(replace(current, delivery=delivery or current.delivery), reason)
+                return
+            except SaleTakenError:  # released and redeemed by another in between
                 return
             except LedgerUnavailableError:
-                self._ports.log.error("sale_not_recorded", sale=sale_id)
+                self._ports.log.error("sale_not_recorded", attempt=held_by)
             finally:
                 tried.set()
             await self._wait(attempt)
@@ -225,8 +251,9 @@ class Settler:
         late = [Event.SETTLED_UNDELIVERED] if sale.delivery is Delivery.NONE else [Event.SETTLED]
         match sale.state:
             case State.CLAIMED | State.SERVING | State.REDEEMING:
-                released = await ledger.record(sale.id, [Event.RELEASE], Change(reason=reason))
-                self._ports.metrics.payment(released.offer, released.state)
+                await self._free(sale, reason)
+            case State.SERVED if sale.delivery is Delivery.NONE:  # policy AFTER: nothing left, and nobody was asked
+                await self._free(sale, reason)
             case State.SERVED:
                 await ledger.record(sale.id, [Event.SETTLE, Event.SETTLE_UNKNOWN], handed_over)
                 self._pursue(sale, lambda _: late)
@@ -238,19 +265,32 @@ class Settler:
             case _:
                 self._ports.log.error("adopted_a_finished_sale", sale=sale.id, state=sale.state.value)
 
-    async def _keep_recording(self, sale_id: str, events: Sequence[Event], change: Change) -> None:
-        attempt = 0
+    async def _free(self, sale: Sale, reason: str) -> None:
+        """Back to where the buyer loses nothing: RELEASED, or OWED from REDEEMING."""
+        freed = await self._ports.ledger.record(sale.id, [Event.RELEASE], Change(reason=reason), attempt=sale.attempt)
+        self._ports.metrics.payment(freed.offer, freed.state)
+
+    async def _keep_recording(
+        self, sale: Sale, events: Sequence[Event], change: Change, after: Recording | None
+    ) -> bool:
+        """False when another holds the sale now, and nothing was recorded."""
+        if after is not None:
+            await asyncio.wait((after,))
+        tries = 0
         while True:
             try:
-                recorded = await self._ports.ledger.record(sale_id, events, change)
+                recorded = await self._ports.ledger.record(sale.id, events, change, attempt=sale.attempt)
+            except SaleTakenError:  # adopted and released, then redeemed by another: that one's record counts
+                self._ports.log.warning("sale_taken", sale=sale.id)
+                return False
             except LedgerUnavailableError:
-                self._ports.log.error("sale_not_recorded", sale=sale_id)
-                await self._wait(attempt)
-                attempt += 1
+                self._ports.log.error("sale_not_recorded", sale=sale.id)
+                await self._wait(tries)
+                tries += 1
             else:
                 if events:
                     self._ports.metrics.payment(recorded.offer, recorded.state)
-                return
+                return True
 
     async def _wait(self, attempt: int) -> None:
         await asyncio.sleep(self._schedule_s[min(attempt, len(self._schedule_s) - 1)])
@@ -267,6 +307,11 @@ class Settler:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, LedgerUnavailableError):  # that one was told where it was met
             self._ports.log.error("settler_failed", error=type(error).__name__, exc_info=error)
+
+
+def attempt_of(sale: Sale | NewSale) -> str:
+    """The attempt that holds a sale, or would hold one whose claim may have been recorded."""
+    return sale.attempt if isinstance(sale, Sale) else sale.id
 
 
 def _is_resolved(settlement: Settlement) -> bool:

@@ -87,6 +87,8 @@ def offer_block(offer: Offer) -> dict[str, Any]:
         "paymentGate": offer.payment_gate,
         "verifyOnly": offer.verify_only,
         "settlement": offer.settlement,
+        "lossBound": offer.loss_bound,
+        "maxUnsettledAtomic": None if offer.standing is None else str(offer.standing.max_unsettled_atomic),
         "payment": {
             "scheme": "exact",
             "network": asset.network.name,

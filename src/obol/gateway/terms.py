@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from obol.core.ledger import Change
+from obol.core.ledger import NO_CHANGE, Change
+from obol.core.offer import SettlementPolicy
 from obol.core.payment import Event
 from obol.core.sale import Delivery, Sale
 from obol.core.usage import Usage
@@ -16,6 +17,9 @@ from obol.gateway.receipts import Headers, ReceiptHeaders
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.till import Till
 from obol.x402.facilitator import Settlement, SettleOutcome
+
+_SERVED = (Event.SERVE, Event.OUTPUT)
+_SETTLING = (Event.SERVE, Event.OUTPUT, Event.SETTLE)
 
 
 class Terms(Protocol):
@@ -50,50 +54,100 @@ class Terms(Protocol):
 
 
 class OnOutput:
-    """Settle once output exists: a stream goes on while the facilitator is asked, a plain answer waits for it."""
+    """Settle once output exists, or (policy AFTER) once it was handed over.
+
+    A stream goes on while the facilitator is asked; a plain answer waits for it, unless its payer has standing. What
+    goes ahead of its money without being a stream under ON_OUTPUT is booked against the payer's standing first.
+    """
 
     def __init__(self, sale: Sale, till: Till, receipt: ReceiptHeaders) -> None:
         self._sale, self._till, self._receipt = sale, till, receipt
-        self._is_stream = False
-        self._is_handed_over = True
+        self._goes_ahead = False
+        self._settles_at_end = False
+        self._is_handed_over = False
+        self._is_redeeming = False
+        """Settled before anything was handed over: REDEEMING, by this attempt."""
+        self._begun: asyncio.Task[bool] | None = None
         self._headers = receipt.under_way()
 
     def headers(self) -> Headers:
         return self._headers
 
-    async def stream_begins(self) -> asyncio.Task[Settlement]:
-        self._is_stream = True
-        await self._record([Event.SERVE, Event.OUTPUT, Event.SETTLE], Change(delivery=Delivery.STARTED))
-        return self._till.settler.settle(self._sale, self._steps_of_stream)
+    async def stream_begins(self) -> asyncio.Task[Settlement] | None:
+        self._goes_ahead = True
+        if self._is_after() and await self._trust(_SERVED):
+            self._settles_at_end = True
+            return None
+        await self._record(_SETTLING)
+        return self._till.settler.settle(self._sale, self._steps_of_what_went_ahead)
 
     def stream_has_begun(self) -> None:
-        """It was written down before, because settling began with it."""
+        """Not before: a process that dies in between leaves an answer owed, not one that was paid for nothing."""
+        self._is_handed_over = True
+        self._begun = self._record_soon(Change(delivery=Delivery.STARTED))
 
     async def answer_is_ready(self) -> Refusal | None:
-        await self._record([Event.SERVE, Event.OUTPUT, Event.SETTLE], Change())
+        if await self._trust(_SERVED if self._is_after() else _SETTLING):
+            self._goes_ahead = True
+            self._settles_at_end = self._is_after()
+            if not self._settles_at_end:
+                self._till.settler.settle(self._sale, self._steps_of_what_went_ahead)
+            return None
+        await self._record(_SETTLING)
         settlement = await asyncio.shield(self._till.settler.settle(self._sale, steps_of_held_answer))
         self._headers = self._receipt.settled(settlement.transaction)
         return refusal_of_settlement(settlement, self._receipt)
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
-        if self._is_stream:
-            self._is_handed_over = delivery is not Delivery.NONE
-            self._till.settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
-        else:
+        change = Change(delivery=delivery, usage=usage)
+        self._is_handed_over = delivery is not Delivery.NONE
+        if not self._goes_ahead:
             hand_over(self._till, self._sale, delivery, usage)
+        elif not self._settles_at_end:
+            self._record_soon(change)
+        elif self._is_handed_over:
+            steps, begun = self._steps_of_what_went_ahead, self._begun
+            self._till.settler.settle_soon(self._sale, change, steps, after=begun)
+        else:
+            self._till.settler.record_soon(self._sale, [Event.RELEASE], change)
 
     async def nothing_served(self, reason: str) -> None:
         self._headers = self._receipt.unused(reason)
         await self._till.settler.release(self._sale, reason)
 
-    def _steps_of_stream(self, _is_late: bool) -> Sequence[Event]:
-        """A buyer who was gone before the first byte left is owed what was paid for."""
-        return [Event.SETTLED] if self._is_handed_over else [Event.SETTLED_UNDELIVERED]
+    def _is_after(self) -> bool:
+        return self._till.live.offer.settlement is SettlementPolicy.AFTER
 
-    async def _record(self, events: list[Event], change: Change) -> None:
+    def _steps_of_what_went_ahead(self, is_late: bool) -> Sequence[Event]:
+        """Until the first byte leaves, what was paid for is owed."""
+        if self._is_handed_over:
+            return [Event.SETTLED]
+        self._is_redeeming = not is_late
+        return steps_of_held_answer(is_late)
+
+    def _record_soon(self, change: Change) -> asyncio.Task[bool]:
+        """Record how far the answer got; that ends a REDEEMING sale."""
+        events: list[Event] = []
+        if self._is_redeeming:
+            self._is_redeeming = False
+            events = [Event.OUTPUT if self._is_handed_over else Event.RELEASE]
+        return self._till.settler.record_soon(self._sale, events, change, after=self._begun)
+
+    async def _record(self, events: Sequence[Event]) -> None:
         ports = self._till.ports
-        recorded = await ports.ledger.record(self._sale.id, events, change)
+        recorded = await ports.ledger.record(self._sale.id, events)
         ports.metrics.payment(recorded.offer, recorded.state)
+
+    async def _trust(self, events: Sequence[Event]) -> bool:
+        """Record `events` against the payer's standing; False, and nothing recorded, where that does not reach."""
+        ports, standing = self._till.ports, self._till.live.offer.standing
+        if standing is None:
+            return False
+        recorded = await ports.ledger.trust(self._sale.id, events, NO_CHANGE, standing)
+        if recorded is None:
+            return False
+        ports.metrics.payment(recorded.offer, recorded.state)
+        return True
 
 
 class Paid:
@@ -103,7 +157,7 @@ class Paid:
         self._sale, self._till = sale, till
         self._headers = receipt.settled(sale.transaction)
         self._owed_headers = receipt.owed(sale.transaction)
-        self._has_begun = False
+        self._begun: asyncio.Task[bool] | None = None
 
     def headers(self) -> Headers:
         return self._headers
@@ -112,15 +166,16 @@ class Paid:
         """The money has moved; that something was handed over is recorded when it was."""
 
     def stream_has_begun(self) -> None:
-        self._has_begun = True
-        self._till.settler.record_soon(self._sale, [Event.OUTPUT], Change(delivery=Delivery.STARTED))
+        started = Change(delivery=Delivery.STARTED)
+        self._begun = self._till.settler.record_soon(self._sale, [Event.OUTPUT], started)
 
     async def answer_is_ready(self) -> None:
         """The money has moved: nothing stands between the answer and its buyer."""
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
-        if self._has_begun:
-            self._till.settler.record_soon(self._sale, [], Change(delivery=delivery, usage=usage))
+        if self._begun is not None:
+            change = Change(delivery=delivery, usage=usage)
+            self._till.settler.record_soon(self._sale, [], change, after=self._begun)
         else:
             hand_over(self._till, self._sale, delivery, usage)
 
