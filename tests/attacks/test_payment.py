@@ -145,6 +145,26 @@ async def test_funds_moved_between_verify_and_settle_buy_no_plain_answer(
     assert await shop.states() == ["settle_failed"]
 
 
+async def test_funds_moved_away_buy_no_more_than_the_bound_under_after(make_shop: MakeShop) -> None:
+    """Ten answers at once on an empty account: two prices may be owed, and the first no removes all trust."""
+    shop = await make_shop(settlement=SettlementPolicy.AFTER, standing_after=1, max_unsettled="0.02", max_inflight=10)
+    assert (await shop.pay()).status == 200
+    await shop.until_states("settled")
+    head = asyncio.Event()
+    shop.upstream.behaviour = Behaviour(hold_before_head=head)
+    async with asyncio.TaskGroup() as tasks:
+        buying = [tasks.create_task(shop.pay()) for _ in range(10)]
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 10)
+        await shop.move_funds_away()
+        head.set()
+    served = [task.result() for task in buying if task.result().status == 200]
+    assert len(served) <= 2
+    await shop.until_states("settled", *["settle_failed"] * 10)
+    shop.upstream.behaviour = Behaviour()
+    await shop.fund(shop.signer)
+    assert (await shop.pay()).headers["X-Obol-Settlement"] == "settled"
+
+
 async def test_funds_moved_between_verify_and_settle_cut_a_stream(shop: Shop) -> None:
     head, never = asyncio.Event(), asyncio.Event()
     shop.upstream.behaviour = Behaviour(hold_before_head=head, hold_between_tokens=never)

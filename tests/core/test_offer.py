@@ -1,9 +1,10 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
 from obol.core.networks import BASE, DEFAULT_CATALOGUE
-from obol.core.offer import OPENAI_APIS, Api, Model, Offer, RequestLimits, SettlementPolicy
+from obol.core.offer import OPENAI_APIS, Api, Model, Offer, RequestLimits, SettlementPolicy, Standing
 
 OFFER = Offer(
     name="qwen",
@@ -38,3 +39,20 @@ def test_the_defaults_gate_settle_and_do_not_limit_capacity() -> None:
 def test_an_offer_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         OFFER.price_atomic = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "a plain answer is held until it is paid"),
+        ({"settlement": SettlementPolicy.BEFORE}, "nothing: money moves before"),
+        (
+            {"settlement": SettlementPolicy.AFTER, "standing": Standing(0, 5000)},
+            "5000 atomic units at once to any payer",
+        ),
+        ({"standing": Standing(3, 5000)}, "5000 atomic units at once to a payer with 3 settled sales"),
+        ({"verify_only": True}, "everything"),
+    ],
+)
+def test_an_offer_says_what_the_seller_can_lose(changes: dict[str, Any], said: str) -> None:
+    assert said in dataclasses.replace(OFFER, **changes).loss_bound

@@ -5,7 +5,7 @@ import pytest
 
 from obol import Gateway, GatewayConfig
 from obol.core.capacity import Capacity
-from obol.core.offer import OPENAI_APIS, Model, SettlementPolicy
+from obol.core.offer import OPENAI_APIS, Model, SettlementPolicy, Standing
 from obol.errors import SettingsError
 from obol.gateway.settings import asset_of, checked, is_loopback, offer_of, split_address
 from tests.fakes.facilitator import FakeFacilitator, MakeBelieve
@@ -42,6 +42,12 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "--max-timeout": [{"max_timeout_s": 0}, {"max_timeout_s": 6}, {"max_timeout_s": 90_000}],
     "--max-validity": [{"max_validity_s": 0}],
     "--max-queue-depth": [{"max_queue_depth": -1, "max_inflight": 1}, {"max_queue_depth": 1}],
+    "--max-unsettled": [
+        {"settlement": SettlementPolicy.AFTER},
+        {"settlement": SettlementPolicy.BEFORE, "max_unsettled": "1"},
+        *({"max_unsettled": text} for text in ("0,01", "abc", "-1", "1e-9", "0", "")),
+    ],
+    "--standing-after": [{"standing_after": 1}, {"standing_after": -1, "max_unsettled": "1"}],
     "--queue-timeout": [{"queue_timeout_s": 0.0}],
     "--verify-timeout": [{"verify_timeout_s": 0.0}, {"verify_timeout_s": float("nan")}],
     "--settle-timeout": [{"settle_timeout_s": -1.0}],
@@ -164,3 +170,17 @@ async def test_a_facilitator_that_cannot_be_asked_at_start_is_a_warning(shop: Sh
     config = replace(shop.config, devnet=False, facilitator_url="http://127.0.0.1:1")
     async with Gateway(config, log=shop.log) as gateway:
         assert any("facilitator" in warning for warning in gateway.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "standing"),
+    [
+        ({}, None),
+        ({"max_unsettled": "0.05"}, Standing(5, 50_000)),
+        ({"max_unsettled": "0.05", "standing_after": 1}, Standing(1, 50_000)),
+        ({"max_unsettled": "0.05", "settlement": SettlementPolicy.AFTER}, Standing(0, 50_000)),
+        ({"max_unsettled": "0.05", "settlement": SettlementPolicy.AFTER, "standing_after": 3}, Standing(3, 50_000)),
+    ],
+)
+def test_nobody_is_trusted_unless_the_seller_says_how_far(changes: dict[str, Any], standing: Standing | None) -> None:
+    assert offer_of(checked(replace(CONFIG, **changes)), (MODEL,)).standing == standing
