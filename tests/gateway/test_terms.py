@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
@@ -11,8 +11,10 @@ import pytest
 from aiohttp import web
 
 from obol import Gateway
-from obol.core.offer import SettlementPolicy
+from obol.core.ledger import Change
+from obol.core.offer import SettlementPolicy, Standing
 from obol.core.payment import Event
+from obol.core.sale import Sale
 from obol.x402.client import payment_headers, sign_exact
 from tests.fakes.clock import FakeClock
 from tests.fakes.facilitator import Ok, RefuseSettle, SlowSettle
@@ -523,3 +525,38 @@ async def test_what_was_claimed_and_never_served_is_released_when_an_owed_claim_
     await shop.receipt_in("owed", answer)
     assert (await shop.post(answer.payment)).status == 200
     await shop.receipt_in("settled", answer)
+
+
+class SlowTrust(FailingLedger):
+    """A ledger that books an answer against its payer's standing, and says so when `release` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.booked, self.release = asyncio.Event(), asyncio.Event()
+
+    async def trust(self, sale_id: str, events: Sequence[Event], change: Change, standing: Standing) -> Sale | None:
+        sale = await super().trust(sale_id, events, change, standing)
+        self.booked.set()
+        await self.release.wait()
+        return sale
+
+
+async def test_a_trusted_buyer_who_left_before_the_first_byte_is_owed_what_is_settled_later(
+    make_shop: MakeShop,
+) -> None:
+    ledger = SlowTrust()
+    shop = await make_shop(
+        facilitator=True, standing_after=0, max_unsettled="1", wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S
+    )
+    shop.facilitator.behaviour = SlowSettle()
+    payment = shop.payment()
+    async with asking(shop, payment, chat()):
+        await ledger.booked.wait()
+    await asyncio.sleep(0.05)  # the hang-up must have arrived; nothing tells a test when
+    ledger.release.set()
+    await shop.facilitator.settle_arrived.wait()
+    shop.facilitator.release.set()
+    await shop.until_states("owed")
+    assert (await shop.post(payment)).status == 200
+    await shop.until_states("settled")
+    assert await shop.earned_atomic() == PRICE_ATOMIC

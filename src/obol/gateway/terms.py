@@ -65,6 +65,7 @@ class OnOutput:
         self._goes_ahead = False
         self._settles_at_end = False
         self._is_handed_over = False
+        self._has_ended = False
         self._is_redeeming = False
         """Settled before anything was handed over: REDEEMING, by this attempt."""
         self._begun: asyncio.Task[bool] | None = None
@@ -101,6 +102,7 @@ class OnOutput:
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
         change = Change(delivery=delivery, usage=usage)
         self._is_handed_over = delivery is not Delivery.NONE
+        self._has_ended = True
         if not self._goes_ahead:
             hand_over(self._till, self._sale, delivery, usage)
         elif not self._settles_at_end:
@@ -119,11 +121,11 @@ class OnOutput:
         return self._till.live.offer.settlement is SettlementPolicy.AFTER
 
     def _steps_of_what_went_ahead(self, is_late: bool) -> Sequence[Event]:
-        """Until the first byte leaves, what was paid for is owed."""
+        """Until the first byte leaves, what was paid for is owed; for good, when the buyer was gone by then."""
         if self._is_handed_over:
             return [Event.SETTLED]
-        self._is_redeeming = not is_late
-        return steps_of_held_answer(is_late)
+        self._is_redeeming = not (is_late or self._has_ended)
+        return steps_of_held_answer(is_late=not self._is_redeeming)
 
     def _record_soon(self, change: Change) -> asyncio.Task[bool]:
         """Record how far the answer got; that ends a REDEEMING sale."""
