@@ -9,16 +9,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from obol.adapters.ledger_holders import Holder
-from obol.adapters.ledger_sqlite import SqliteLedger
+from obol.adapters.ledger_sqlite import _HELD_BY, _SETTLED_SINCE_REFUSAL, _UNSETTLED, SqliteLedger
 from obol.adapters.ledger_sqlite_schema import LEDGER_SCHEMA
-from obol.core.ledger import Claimed, InUse, Ledger
+from obol.adapters.sqlite_file import Schema, open_sqlite
+from obol.core.ledger import Claimed, InUse, Ledger, Redeeming
 from obol.core.payment import FINAL, State
+from obol.core.sale import ClaimKey
 from obol.errors import LedgerUnavailableError, SettingsError
 from tests.adapters.ledger_contract import LedgerContract, OpenLedger
 from tests.adapters.ledger_machine import LedgerMachine
@@ -291,7 +294,7 @@ _ON_A_FULL_DISK = """
 import asyncio, resource, sys
 from pathlib import Path
 from obol.adapters.clock import SystemClock
-from obol.adapters.ledger_sqlite import SqliteLedger
+from obol.adapters.ledger_sqlite import _HELD_BY, _SETTLED_SINCE_REFUSAL, _UNSETTLED, SqliteLedger
 from obol.core.ledger import Claimed
 from obol.errors import LedgerUnavailableError
 from tests.adapters.sales import a_new_sale
@@ -368,3 +371,46 @@ async def opened(path: Path) -> AsyncIterator[SqliteLedger]:
 
 def lock_files(path: Path) -> list[str]:
     return [entry.name for entry in path.with_name(path.name + ".holders").iterdir()]
+
+
+async def test_a_file_of_the_first_version_keeps_its_sales_and_what_they_owe(path: Path) -> None:
+    """Its sales are held by themselves: a version that knew no attempts recorded none."""
+    path.parent.mkdir()
+    open_sqlite(path, Schema(LEDGER_SCHEMA.application_id, LEDGER_SCHEMA.migrations[:1]), busy_timeout_s=1.0).close()
+    columns = "id, network, asset, payer, nonce, claim, offer, pay_to, authorized_atomic, valid_before_s, api, model, "
+    columns += "payload, requirements, created_s, state, delivery, transaction_id, reason, updated_s, holder"
+    key = a_key()
+    row = ("old", *_parts(key), "qwen", "0x", "1000", 1, "chat", "m", b"", b"", 1.0, "owed", "none", "", "", 1.0, "x")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"INSERT INTO sale ({columns}) VALUES ({', '.join('?' * 21)})", row)
+
+    ledger = await SqliteLedger.open(path, FakeClock())
+    try:
+        owed = await ledger.sale("old")
+        outcome = await ledger.claim(again := a_new_sale(key))
+    finally:
+        await ledger.close()
+
+    assert owed is not None
+    assert (owed.state, owed.attempt) == (State.OWED, "old")
+    assert isinstance(outcome, Redeeming)
+    assert (outcome.sale.id, outcome.sale.attempt) == ("old", again.id)
+
+
+def _parts(key: ClaimKey) -> tuple[str | bytes, ...]:
+    text = f"{key.network}\n{key.asset}\n{key.payer}\n{key.nonce}"
+    return key.network, key.asset, key.payer, key.nonce, blake2b(text.encode(), digest_size=16).digest()
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [(_SETTLED_SINCE_REFUSAL, "sale_settled"), (_UNSETTLED, "sale_unsettled"), (_HELD_BY, "sale_redeemer")],
+)
+async def test_what_is_asked_for_each_sale_never_scans_the_ledger(path: Path, query: str, index: str) -> None:
+    await (await SqliteLedger.open(path, FakeClock())).close()
+    named = {"payer": "0x", "asset": "0x", "network": "n", "after_sales": 5}
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        arguments = named if ":payer" in query else ("x",) * (3 if query is _UNSETTLED else 1)
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", arguments)]
+    assert any(index in step for step in plan), plan
+    assert not [step for step in plan if step.startswith("SCAN sale")], plan

@@ -47,11 +47,9 @@ _2_ATTEMPTS_AND_STANDING = (
     "UPDATE sale SET attempt = id",
     # Who redeems what: looked up when it is not known whether a redemption was recorded.
     "CREATE INDEX sale_redeemer ON sale (attempt) WHERE state = 'redeeming'",
-    # A payer's record: what was settled and refused, newest last; and what is out unpaid.
-    """
-    CREATE INDEX sale_record ON sale (payer, asset, network, state, updated_s)
-        WHERE state IN ('settled', 'settle_failed')
-    """,
+    # A payer's record: what was settled and what was refused, newest last; and what is out unpaid.
+    "CREATE INDEX sale_settled ON sale (payer, updated_s) WHERE state = 'settled'",
+    "CREATE INDEX sale_refused ON sale (payer, updated_s) WHERE state = 'settle_failed'",
     "CREATE INDEX sale_unsettled ON sale (payer) WHERE state IN ('served', 'settling', 'settle_unknown')",
 )
 
