@@ -59,6 +59,10 @@ async def test_status_shows_the_offer(make_shop: MakeShop) -> None:
         "paymentGate": True,
         "verifyOnly": False,
         "settlement": "on-output",
+        "lossBound": (
+            "what each open stream delivers until its settlement is refused; a plain answer is held until it is paid"
+        ),
+        "maxUnsettledAtomic": None,
         "payment": {
             "scheme": "exact",
             "network": "base-sepolia",
