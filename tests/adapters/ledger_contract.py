@@ -176,7 +176,7 @@ class LedgerContract:
         ledger = await open_ledger()
         await ledger.claim(new := a_new_sale())
         clock.advance(3)
-        change = Change(Delivery.COMPLETE, 999, "0x" + "12" * 32, "why", Usage(7, None))
+        change = Change(Delivery.COMPLETE, 999, "0x" + "12" * 32, "why", Usage(7, None), log_index=0)
 
         sale = await ledger.record(new.id, WAY_TO[State.SETTLED], change)
 
@@ -188,6 +188,7 @@ class LedgerContract:
             transaction="0x" + "12" * 32,
             reason="why",
             usage=Usage(7, None),
+            log_index=0,
         )
         assert await ledger.sale(new.id) == sale
 
@@ -202,7 +203,7 @@ class LedgerContract:
     async def test_none_in_a_change_leaves_the_column(self, open_ledger: OpenLedger) -> None:
         ledger = await open_ledger()
         sale = await claimed_in(ledger, State.SETTLING)
-        full = await ledger.record(sale.id, [], Change(Delivery.STARTED, 5, "0x12", "why", Usage(1, 2)))
+        full = await ledger.record(sale.id, [], Change(Delivery.STARTED, 5, "0x12", "why", Usage(1, 2), 3))
 
         assert await ledger.record(sale.id, [], NO_CHANGE) == full
 

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from obol.adapters.facilitator_http import HttpFacilitator, facilitator_url
@@ -113,6 +114,30 @@ async def test_a_good_payment_is_accepted_and_settled(client: HttpFacilitator, f
     assert settlement.outcome is SettleOutcome.SETTLED
     assert settlement.transaction.startswith("0x")
     assert len(fake.settled) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "log_index"),
+    [
+        ({"logIndex": 7}, 7),
+        ({"logIndex": 0}, 0),
+        ({"logIndex": -1}, None),
+        ({"logIndex": True}, None),
+        ({"logIndex": "7"}, None),
+        ({"logIndex": 2**40}, None),
+        ({}, None),
+        ([7], None),
+        ("7", None),
+        (None, None),
+    ],
+)
+async def test_which_transfer_of_the_transaction_is_read_where_it_is_said(
+    client: HttpFacilitator, fake: FakeFacilitator, extra: object, log_index: int | None
+) -> None:
+    answer = {"success": True, "transaction": "0x" + "f0" * 32, "network": WANTED.network, "extra": extra}
+    fake.behaviour = Garbage(msgspec.json.encode(answer))
+    settlement = await client.settle(PAID, WANTED)
+    assert (settlement.outcome, settlement.log_index) == (SettleOutcome.SETTLED, log_index)
 
 
 async def test_bodies_are_v2_as_the_specification_has_them(client: HttpFacilitator, fake: FakeFacilitator) -> None:

@@ -16,7 +16,7 @@ harmless. Source: x402 specification v2, section 7; reasons of the official faci
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -50,6 +50,7 @@ _REVERTED = frozenset({"transaction_failed", "invalid_exact_evm_transaction_fail
 """With a transaction: it was mined and reverted. Without one: sending it failed, and it may have been sent."""
 _BUSY = frozenset({408, 425, 429})
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
+_MAX_LOG_INDEX = 2**31
 _TEXT_LIMIT = 200
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
@@ -64,6 +65,7 @@ class _SettleReply(msgspec.Struct, frozen=True, rename="camel"):
     amount: str | None = None
     error_reason: str | None = None
     error_message: str | None = None
+    extra: Any = None
 
 
 class HttpFacilitator:
@@ -219,13 +221,19 @@ def _settlement(reply: _SettleReply, payload: PaymentPayload, requirements: Paym
         flaw = _flaw(reply, payload, requirements)
         if flaw:
             return _unknown("facilitator_nonsense", f"the facilitator says it settled, but {flaw}")
-        return Settlement(SettleOutcome.SETTLED, transaction)
+        return Settlement(SettleOutcome.SETTLED, transaction, log_index=_log_index(reply))
     if reason == _PENDING:
         return Settlement(SettleOutcome.PENDING, transaction, reason, message)
     is_broadcast = _TRANSACTION.fullmatch(transaction) is not None
     if reason in _UNDECIDED or is_broadcast != (reason in _REVERTED):
         return Settlement(SettleOutcome.UNKNOWN, transaction, reason, message)
     return Settlement(SettleOutcome.FAILED, transaction, reason or "unspecified", message)
+
+
+def _log_index(reply: _SettleReply) -> int | None:
+    """Our own facilitator's; anything else in its place is no information."""
+    index = reply.extra.get("logIndex") if isinstance(reply.extra, dict) else None
+    return index if type(index) is int and 0 <= index < _MAX_LOG_INDEX else None
 
 
 def _flaw(reply: _SettleReply, payload: PaymentPayload, requirements: PaymentRequirements) -> str:

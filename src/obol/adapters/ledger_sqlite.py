@@ -29,16 +29,16 @@ from obol.errors import LedgerUnavailableError, SaleTakenError, SettingsError
 _COLUMNS = (
     "id, network, asset, payer, nonce, offer, pay_to, authorized_atomic, valid_before_s, api, model, payload, "
     "requirements, created_s, state, delivery, settled_atomic, transaction_id, reason, input_tokens, output_tokens, "
-    "updated_s, attempt"
+    "updated_s, attempt, log_index"
 )
-_INSERT = f"INSERT INTO sale ({_COLUMNS}, claim, holder) VALUES ({', '.join('?' * 25)}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+_INSERT = f"INSERT INTO sale ({_COLUMNS}, claim, holder) VALUES ({', '.join('?' * 26)}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 _SELECT = f"SELECT {_COLUMNS} FROM sale "  # noqa: S608 - constants
 _BY_ID = _SELECT + "WHERE id = ?"
 _HELD_BY = _SELECT + "WHERE id = ?1 AND attempt = ?1 OR attempt = ?1 AND state = 'redeeming'"
 _CLAIMANT = _SELECT + "WHERE claim = ? AND state <> 'released'"
 _UPDATE = (
     "UPDATE sale SET state = ?, delivery = ?, settled_atomic = ?, transaction_id = ?, reason = ?, input_tokens = ?, "
-    "output_tokens = ?, updated_s = ?, attempt = ? WHERE id = ?"
+    "output_tokens = ?, updated_s = ?, attempt = ?, log_index = ? WHERE id = ?"
 )
 _FIRST_MUTABLE = 14
 """Index of `state` in `_COLUMNS`: what comes before never changes."""
@@ -221,6 +221,7 @@ def _update(db: sqlite3.Connection, sale: Sale, state: State, change: Change, no
         transaction=sale.transaction if change.transaction is None else change.transaction,
         reason=sale.reason if change.reason is None else change.reason,
         usage=sale.usage if change.usage is None else change.usage,
+        log_index=sale.log_index if change.log_index is None else change.log_index,
         updated_s=now_s,
     )
     db.execute(_UPDATE, (*_row_of(moved)[_FIRST_MUTABLE:], sale.id))
@@ -318,6 +319,7 @@ def _row_of(sale: Sale) -> tuple[Any, ...]:
         sale.usage.output_tokens,
         sale.updated_s,
         sale.attempt,
+        sale.log_index,
     )
 
 
@@ -343,4 +345,5 @@ def _sale_of(row: tuple[Any, ...]) -> Sale:
         usage=Usage(row[19], row[20]),
         updated_s=row[21],
         attempt=row[22],
+        log_index=row[23],
     )

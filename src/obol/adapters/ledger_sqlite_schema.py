@@ -53,4 +53,9 @@ _2_ATTEMPTS_AND_STANDING = (
     "CREATE INDEX sale_unsettled ON sale (payer) WHERE state IN ('served', 'settling', 'settle_unknown')",
 )
 
-LEDGER_SCHEMA = Schema(application_id=0x0B01_4C44, migrations=(_1_SALES, _2_ATTEMPTS_AND_STANDING))
+_3_LOG_INDEX = (
+    # Which transfer of the transaction: several payments can share one.
+    "ALTER TABLE sale ADD COLUMN log_index INTEGER",
+)
+
+LEDGER_SCHEMA = Schema(application_id=0x0B01_4C44, migrations=(_1_SALES, _2_ATTEMPTS_AND_STANDING, _3_LOG_INDEX))

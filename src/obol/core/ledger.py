@@ -50,6 +50,7 @@ class Change:
     transaction: str | None = None
     reason: str | None = None
     usage: Usage | None = None
+    log_index: int | None = None
 
 
 NO_CHANGE = Change()

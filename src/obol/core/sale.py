@@ -62,6 +62,8 @@ class Sale(NewSale):
     updated_s: float = 0.0
     attempt: str = ""
     """Id of the `NewSale` that holds the sale: the sale's own, or that of the presentation that redeems it."""
+    log_index: int | None = None
+    """Of the transfer's log in its block; None while it is not known. Payments can share a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class Receipt:
     usage: Usage
     created_s: float
     updated_s: float
+    log_index: int | None = None
+    """Of the transfer's log in its block, where it is known."""
 
     @property
     def is_paid(self) -> bool:
@@ -111,4 +115,5 @@ def receipt_of(sale: Sale) -> Receipt:
         usage=sale.usage,
         created_s=sale.created_s,
         updated_s=sale.updated_s,
+        log_index=sale.log_index,
     )

@@ -105,6 +105,7 @@ def settle_answer(asked: Asked | NotAsked, settlement: Settlement) -> bytes:
         payer=_payer(asked),
         error_reason=None if is_settled else str(pending or settlement.reason),
         error_message=None if is_settled else settlement.message or None,
+        extra=None if settlement.log_index is None else {"logIndex": settlement.log_index},
     )
     fields: dict[str, object] = msgspec.to_builtins(response)
     return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})

@@ -167,8 +167,8 @@ class Settler:
     async def _ask_until_settled(self, sale: Sale, steps: SettledSteps) -> None:
         """Ask again and again: the same payload moves the money at most once, so asking is safe.
 
-        Only a yes ends it. After a lost answer a no proves nothing: the first transaction may have won, and its money
-        moved, before the window closed or the nonce was found used. What is unknown stays unknown.
+        A yes ends it, or a no that the chain itself says. After a lost answer a facilitator's no proves nothing: the
+        first transaction may have won, and its money moved, before the window closed or the nonce was found used.
         """
         attempt = 0
         while True:
@@ -176,7 +176,7 @@ class Settler:
             attempt += 1
             async with self._asking:
                 settlement = await self._ask(sale)
-            if settlement.outcome is not SettleOutcome.SETTLED:
+            if settlement.outcome is not SettleOutcome.SETTLED and not settlement.is_proven:
                 self._ports.log.warning("settlement_unresolved", sale=sale.id, reason=settlement.reason)
                 continue
             try:
@@ -199,7 +199,10 @@ class Settler:
         match settlement.outcome:
             case SettleOutcome.SETTLED:
                 change = Change(
-                    settled_atomic=sale.authorized_atomic, transaction=settlement.transaction, reason=settlement.reason
+                    settled_atomic=sale.authorized_atomic,
+                    transaction=settlement.transaction,
+                    reason=settlement.reason,
+                    log_index=settlement.log_index,
                 )
                 recorded = await ports.ledger.record(sale.id, on_settled, change)
                 ports.metrics.revenue(sale.key.network, sale.key.asset, sale.authorized_atomic)

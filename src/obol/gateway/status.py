@@ -145,6 +145,7 @@ def receipt_block(sale: Sale) -> dict[str, Any]:
         "verifyOnly": receipt.reason == "verify_only",
         "delivery": receipt.delivery,
         "transaction": receipt.transaction,
+        "logIndex": receipt.log_index,
         "reason": receipt.reason,
         "usage": {"inputTokens": receipt.usage.input_tokens, "outputTokens": receipt.usage.output_tokens},
         "createdAt": receipt.created_s,

@@ -45,6 +45,10 @@ class Settlement:
     transaction: str = ""
     reason: str = ""
     message: str = ""
+    log_index: int | None = None
+    """Of the transfer's log in its block, where it is known: payments can share a transaction."""
+    is_proven: bool = False
+    """FAILED, and the chain itself says that it never moves: it holds also after an answer that was lost."""
 
 
 class Facilitator(Protocol):

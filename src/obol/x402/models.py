@@ -102,6 +102,8 @@ class SettleResponse(msgspec.Struct, frozen=True, rename="camel"):
     payer: str | None = None
     error_reason: str | None = None
     error_message: str | None = None
+    extra: dict[str, Any] | None = None
+    """`{"logIndex": n}`: the transfer's log in its block, from our own facilitator."""
 
 
 class SupportedKind(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
