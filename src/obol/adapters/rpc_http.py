@@ -1,0 +1,225 @@
+"""JSON-RPC over HTTP to the nodes of one chain, in order of preference; every reply is read as if it were hostile.
+
+A call goes to the endpoint that worked last; where it does not answer, or not with what JSON-RPC says, the next one is
+asked. All of our calls may be repeated: they read, or send a signed transaction that exists once. An endpoint is asked
+for its chain id before anything else, so that a list never mixes two chains. Source: JSON-RPC 2.0.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from obol.adapters.facilitator_http import PLAIN_HTTP_HOSTS
+from obol.errors import ChainUnavailableError, ObolError, SettingsError
+
+MAX_REPLY_BYTES = 8 * 1024 * 1024
+TIMEOUT_S = 10.0
+_BUSY_CODES = frozenset({-32005, -32603, -32016, 429})
+"""Errors that say something of the node, not of the question: limit exceeded, internal error."""
+_TEXT_LIMIT = 200
+
+
+class RpcRefusedError(ObolError):
+    """The node answered with an error of its own. `data` as the node gave it."""
+
+    reason = "rpc_refused"
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: int
+    message: str = ""
+    data: Any = None
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    jsonrpc: str
+    id: int
+    result: Any = msgspec.UNSET
+    error: _Error | None = None
+
+
+class JsonRpc:
+    """Client of `urls`, which must all be of one chain. `field` is named where a URL is refused.
+
+    URLs may hold keys: they are never shown. One event loop; `close` it there.
+    """
+
+    def __init__(self, urls: Sequence[str], *, timeout_s: float = TIMEOUT_S, field: str = "--rpc") -> None:
+        """Raises `SettingsError` for no URL, or one that may not be used."""
+        if not urls:
+            raise SettingsError(field, "missing: give the URL of a node of the chain")
+        self._urls = [_checked(url, field) for url in urls]
+        self._field = field
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._ids = itertools.count(1)
+        self._preferred = 0
+        self._expected: int | None = None
+        self._chain_ids: dict[int, int] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self.round_trips = 0
+        """HTTP requests made since the start."""
+
+    async def chain_id(self) -> int:
+        """The chain of every endpoint that answers.
+
+        Raises `ChainUnavailableError` when none does, `SettingsError` when two are of different chains.
+        """
+        answers: set[int] = set()
+        for endpoint in range(len(self._urls)):
+            with contextlib.suppress(_NotAnsweredError):
+                answers.add(await self._chain_of(endpoint))
+        if not answers:
+            raise ChainUnavailableError("no RPC endpoint says of which chain it is")
+        if len(answers) > 1:
+            ids = " and ".join(map(str, sorted(answers)))
+            raise SettingsError(self._field, f"the endpoints are of different chains: {ids}")
+        return answers.pop()
+
+    def expect(self, chain_id: int) -> None:
+        """From now on, believe only endpoints of this chain."""
+        self._expected = chain_id
+
+    async def call(self, method: str, params: Sequence[Any]) -> Any:
+        """The result of one call, from the first endpoint that answers.
+
+        Raises `RpcRefusedError` for a node's own error, `ChainUnavailableError` when no endpoint answered.
+        """
+        flaws: list[str] = []
+        for turn in range(len(self._urls)):
+            endpoint = (self._preferred + turn) % len(self._urls)
+            try:
+                result = await self._ask(endpoint, method, params)
+            except _NotAnsweredError as error:
+                flaws.append(f"{_host(self._urls[endpoint])}: {error}")
+            else:
+                self._preferred = endpoint
+                return result
+        raise ChainUnavailableError(f"no RPC endpoint answered {method} ({'; '.join(flaws)})")
+
+    async def close(self) -> None:
+        """Let go of connections. Idempotent."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _ask(self, endpoint: int, method: str, params: Sequence[Any]) -> Any:
+        chain_id = await self._chain_of(endpoint)
+        if self._expected is None:
+            self._expected = chain_id
+        if chain_id != self._expected:
+            raise _NotAnsweredError(f"it is of chain {chain_id}, not {self._expected}")
+        return await self._post(endpoint, method, params)
+
+    async def _chain_of(self, endpoint: int) -> int:
+        """Asked once: a node does not change its chain."""
+        if endpoint not in self._chain_ids:
+            self._chain_ids[endpoint] = _chain_id(await self._post(endpoint, "eth_chainId", []))
+        return self._chain_ids[endpoint]
+
+    async def _post(self, endpoint: int, method: str, params: Sequence[Any]) -> Any:
+        number = next(self._ids)
+        asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        try:
+            status, body = await self._exchange(endpoint, msgspec.json.encode(asked))
+        except TimeoutError:
+            raise _NotAnsweredError("no answer in time") from None
+        except (aiohttp.ClientError, OSError):
+            raise _NotAnsweredError("no connection, or it broke") from None
+        return _result(_reply(status, body), number)
+
+    async def _exchange(self, endpoint: int, body: bytes) -> tuple[int, bytes]:
+        self.round_trips += 1
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        async with self._open().post(
+            self._urls[endpoint], data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+        ) as response:
+            content = bytearray()
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) > MAX_REPLY_BYTES:
+                    response.close()
+                    raise _NotAnsweredError("its reply is too long")
+            return response.status, bytes(content)
+
+    def _open(self) -> aiohttp.ClientSession:
+        """Lazily: a session belongs to a running event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                auto_decompress=False,  # a compressed bomb stays small, and is nonsense
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("Accept-Encoding", "User-Agent"),
+            )
+        return self._session
+
+
+class _NotAnsweredError(Exception):
+    """One endpoint did not answer, or not as JSON-RPC says. The text names no address."""
+
+
+def _reply(status: int, body: bytes) -> _Reply:
+    """Nodes answer their own errors under other statuses too; without such an answer a status is a failure."""
+    try:
+        return msgspec.json.decode(body, type=_Reply)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        what = f"it answered {status}" if status != 200 else "its reply is not JSON-RPC"
+        raise _NotAnsweredError(what) from None
+
+
+def _result(reply: _Reply, number: int) -> Any:
+    if reply.jsonrpc != "2.0" or reply.id != number:
+        raise _NotAnsweredError("its reply is to another question")
+    if reply.error is not None:
+        if reply.error.code in _BUSY_CODES and not _is_about_the_call(reply.error):
+            raise _NotAnsweredError(f"it failed with {reply.error.code}: {_text(reply.error.message)}")
+        raise RpcRefusedError(reply.error.code, _text(reply.error.message), reply.error.data)
+    if reply.result is msgspec.UNSET:
+        raise _NotAnsweredError("its reply holds no result")
+    return reply.result
+
+
+def _is_about_the_call(error: _Error) -> bool:
+    """Some nodes give -32603 and -32005 for reverts, refused transactions and ranges that are too wide."""
+    text = error.message.lower()
+    return any(word in text for word in ("revert", "nonce", "fund", "underpriced", "known", "range", "results", "logs"))
+
+
+def _chain_id(result: Any) -> int:
+    try:
+        return int(result, 16)
+    except (TypeError, ValueError):
+        raise _NotAnsweredError("its chain id is not a number") from None
+
+
+def _checked(url: str, field: str) -> str:
+    """https to anywhere; plain http only to this machine: whoever can change a reply decides who was paid."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise SettingsError(field, "not a URL") from None
+    if parts.scheme not in ("http", "https") or not host or parts.fragment or not url.isascii():
+        raise SettingsError(field, "must be a URL such as https://rpc.example")
+    if parts.scheme == "http" and host not in PLAIN_HTTP_HOSTS:
+        allowed = ", ".join(sorted(PLAIN_HTTP_HOSTS))
+        raise SettingsError(field, f"must be https: plain http is allowed only to {allowed}")
+    return url
+
+
+def _host(url: str) -> str:
+    """What may be shown of a URL: its path and query can hold a key."""
+    return urlsplit(url).hostname or "?"
+
+
+def _text(text: str) -> str:
+    """A peer's words, made harmless: printable and short."""
+    return "".join(c for c in text[:_TEXT_LIMIT] if c.isprintable())

@@ -1,0 +1,128 @@
+"""JSON-RPC over a real socket, in front of anvil: failover, and replies that are not to be believed."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from obol.adapters.rpc_http import MAX_REPLY_BYTES, JsonRpc, RpcRefusedError
+from obol.errors import ChainUnavailableError, SettingsError
+from tests.evm.anvil import Anvil
+from tests.fakes.rpc import Behaviour, Drops, Errors, Fails, FakeRpc, Says, Stalls
+
+BASE_SEPOLIA_ID = 84532
+
+
+@pytest.fixture
+async def fake(anvil: Anvil) -> AsyncIterator[FakeRpc]:
+    async with FakeRpc(anvil.url) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def rpc(fake: FakeRpc, anvil: Anvil) -> AsyncIterator[JsonRpc]:
+    """The hostile one first, a good one after it."""
+    rpc = JsonRpc([fake.url, anvil.url], timeout_s=0.5)
+    yield rpc
+    await rpc.close()
+
+
+async def test_a_result_is_returned_and_requests_are_counted(rpc: JsonRpc) -> None:
+    assert int(await rpc.call("eth_blockNumber", []), 16) >= 1
+    assert rpc.round_trips == 2  # the endpoint's chain id, once
+    await rpc.call("eth_blockNumber", [])
+    assert rpc.round_trips == 3
+
+
+BROKEN: dict[str, Behaviour] = {
+    "500": Fails(500),
+    "429": Fails(429),
+    "html": Fails(200, b"<html>"),
+    "another answer": Fails(200, b'{"jsonrpc":"2.0","id":999999,"result":"0x1"}'),
+    "no result": Fails(200, b'{"jsonrpc":"2.0","id":1}'),
+    "too long": Fails(200, b" " * (MAX_REPLY_BYTES + 1)),
+    "redirect": Fails(307),
+    "dropped": Drops(),
+    "dropped after": Drops(after=True),
+    "stalled": Stalls(),
+    "rate limit": Errors(-32005, "too many requests"),
+}
+BROKEN_ONES = pytest.mark.parametrize("behaviour", BROKEN.values(), ids=list(BROKEN))
+
+
+@BROKEN_ONES
+async def test_what_does_not_answer_is_passed_over_and_stays_so(
+    rpc: JsonRpc, fake: FakeRpc, behaviour: Behaviour
+) -> None:
+    fake.behaviours = {"*": behaviour}
+    assert int(await rpc.call("eth_blockNumber", []), 16) >= 1
+    asked = fake.asked.total()
+    await rpc.call("eth_blockNumber", [])
+    assert fake.asked.total() == asked
+
+
+@BROKEN_ONES
+async def test_when_nobody_answers_the_chain_is_unavailable_and_no_key_is_shown(
+    fake: FakeRpc, behaviour: Behaviour
+) -> None:
+    rpc = JsonRpc([fake.url], timeout_s=0.3)
+    fake.behaviours = {"*": behaviour}
+    with pytest.raises(ChainUnavailableError) as caught:
+        await rpc.call("eth_blockNumber", [])
+    assert "s3cret" not in str(caught.value)
+    await rpc.close()
+
+
+async def test_a_nodes_own_error_is_an_answer(rpc: JsonRpc, fake: FakeRpc) -> None:
+    fake.behaviours = {"eth_call": Errors(3, "execution reverted", "0x1234")}
+    with pytest.raises(RpcRefusedError) as caught:
+        await rpc.call("eth_call", [{"to": "0x" + "11" * 20}, "latest"])
+    assert (caught.value.code, caught.value.data) == (3, "0x1234")
+
+
+async def test_null_is_a_result(rpc: JsonRpc) -> None:
+    assert await rpc.call("eth_getTransactionReceipt", ["0x" + "11" * 32]) is None
+
+
+async def test_an_endpoint_of_another_chain_is_not_believed(rpc: JsonRpc, fake: FakeRpc) -> None:
+    rpc.expect(BASE_SEPOLIA_ID)
+    fake.behaviours = {"eth_chainId": Says(lambda _: "0x1"), "eth_blockNumber": Says(lambda _: "0xdead")}
+    assert await rpc.call("eth_blockNumber", []) != "0xdead"
+
+
+async def test_endpoints_of_two_chains_are_refused(rpc: JsonRpc, fake: FakeRpc) -> None:
+    fake.behaviours = {"eth_chainId": Says(lambda _: "0x1")}
+    with pytest.raises(SettingsError, match=r"--rpc: .*1 and 84532"):
+        await rpc.chain_id()
+
+
+async def test_the_chain_id_is_that_of_whoever_answers(rpc: JsonRpc, fake: FakeRpc) -> None:
+    fake.behaviours = {"*": Drops()}
+    assert await rpc.chain_id() == BASE_SEPOLIA_ID
+
+
+async def test_nobody_who_says_of_which_chain_it_is(fake: FakeRpc) -> None:
+    rpc = JsonRpc([fake.url])
+    fake.behaviours = {"*": Drops()}
+    with pytest.raises(ChainUnavailableError):
+        await rpc.chain_id()
+    await rpc.close()
+
+
+@pytest.mark.parametrize("url", ["http://rpc.example", "ftp://rpc.example", "rpc.example", "https://", "http://[::1"])
+def test_other_addresses_than_https_or_this_machine_are_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="--rpc"):
+        JsonRpc([url])
+
+
+def test_a_url_may_hold_a_key() -> None:
+    JsonRpc(["https://rpc.example/v2/key?token=1"])
+
+
+def test_no_url_at_all_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--rpc"):
+        JsonRpc([])
+
+
+async def test_closing_twice_is_harmless(rpc: JsonRpc) -> None:
+    await rpc.close()
+    await rpc.close()

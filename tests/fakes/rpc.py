@@ -1,0 +1,109 @@
+"""A hostile RPC: a small HTTP proxy before a real node, which fails or lies for the methods it is told to."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+
+@dataclass(frozen=True)
+class Fails:
+    """Answers this status and body."""
+
+    status: int = 500
+    body: bytes = b"oops"
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Closes the connection; with `after`, once the node has answered."""
+
+    after: bool = False
+
+
+@dataclass(frozen=True)
+class Stalls:
+    """Never answers."""
+
+
+@dataclass(frozen=True)
+class Says:
+    """Answers what this makes of the node's result."""
+
+    change: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Answers a JSON-RPC error."""
+
+    code: int
+    message: str
+    data: Any = None
+
+
+Behaviour = Fails | Drops | Stalls | Says | Errors
+
+
+class FakeRpc:
+    """`behaviours` by method, or under "*" for all."""
+
+    def __init__(self, node_url: str) -> None:
+        self._node_url = node_url
+        self.behaviours: dict[str, Behaviour] = {}
+        self.asked: Counter[str] = Counter()
+        self._released = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=2**24)
+        app.router.add_post("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self._session = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._released.set()
+        await self._session.close()
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1/s3cret-key"
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        method = asked["method"]
+        self.asked[method] += 1
+        behaviour = self.behaviours.get(method) or self.behaviours.get("*")
+        match behaviour:
+            case Fails(status, body):
+                return web.Response(status=status, body=body)
+            case Drops(after=False):
+                return self._drop(request)
+            case Stalls():
+                await self._released.wait()
+                return self._drop(request)
+            case Errors(code, message, data):
+                error = {"code": code, "message": message, "data": data}
+                return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "error": error})
+        async with self._session.post(self._node_url, json=asked) as response:
+            answer = await response.json()
+        if isinstance(behaviour, Drops):
+            return self._drop(request)
+        if isinstance(behaviour, Says):
+            answer = {"jsonrpc": "2.0", "id": asked["id"], "result": behaviour.change(answer.get("result"))}
+        return web.json_response(answer)
+
+    def _drop(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
