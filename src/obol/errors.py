@@ -14,7 +14,7 @@ understood" or "a bug of ours". A class exists only because someone catches it o
     │  ├─ UpstreamUnavailableError     no model answers; nothing is owed                           503
     │  ├─ UpstreamTimeoutError         it did not answer in time; nothing is owed                  504
     │  └─ UpstreamBrokenError          it died in the middle of an answer                          502
-    ├─ ChainUnavailableError           no RPC endpoint could be asked about the chain           503
+    ├─ ChainUnavailableError           no RPC endpoint could be asked about the chain           CLI 3
     ├─ LedgerUnavailableError          the ledger cannot be read or written; nothing is sold       503
     ├─ SaleTakenError                  another attempt holds the sale now; nothing was recorded    500
     ├─ IllegalTransitionError          a payment was moved against the table: our bug              500

@@ -17,7 +17,12 @@ from obol.gateway.settings import DEFAULT_FACILITATOR_URL, GatewayConfig
 from obol.inference.routes import SALE_PATHS
 from tests.docs.pages import read, rows
 
-FLAG_OF = {"upstream_authorization": "upstream_auth_env"}
+FLAG_OF = {
+    "upstream_authorization": "upstream_auth_env",
+    "facilitator_url": "facilitator_urls",
+    "fallback_facilitator_urls": "facilitator_urls",
+    "rpc_urls": "rpc",
+}
 """Fields whose flag has another name in the command."""
 WITHOUT_FLAG = {"body_timeout_s", "reader_timeout_s", "catalogue"}
 WITHOUT_FIELD = {"as_json", "log_format", "help"}
@@ -117,8 +122,12 @@ def test_the_command_and_the_config_have_the_same_default(field: str) -> None:
     given = inference.make_context("inference", ["NAME", "--upstream", "http://127.0.0.1:1"]).params
     if field in {"name", "upstream_url", "upstream_authorization"}:
         return  # given above, or of another kind
-    value = given[field]
-    same = {"apis": OPENAI_APIS if value == () else value, "facilitator_url": value or DEFAULT_FACILITATOR_URL}
+    value = given[FLAG_OF.get(field, field)]
+    same = {
+        "apis": OPENAI_APIS if value == () else value,
+        "facilitator_url": value or DEFAULT_FACILITATOR_URL,
+        "rpc_urls": value or (),
+    }
     assert same.get(field, value) == config_default(field)
 
 

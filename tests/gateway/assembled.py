@@ -8,24 +8,21 @@ import structlog
 from aiohttp import web
 
 from obol import GatewayConfig
-from obol.adapters.chain_devnet import DevnetChain
-from obol.adapters.facilitator_devnet import DevnetFacilitator
-from obol.adapters.facilitator_http import HttpFacilitator
 from obol.adapters.ledger_sqlite import SqliteLedger
 from obol.adapters.metrics import Metrics
-from obol.adapters.paths import devnet_file, ledger_file
+from obol.adapters.paths import ledger_file
 from obol.adapters.upstream_http import HttpUpstream
 from obol.core.clock import Clock
 from obol.core.ledger import Ledger
 from obol.core.offer import Offer
 from obol.gateway.app import App
+from obol.gateway.facilitators import open_facilitator
 from obol.gateway.http_server import HttpServer
 from obol.gateway.live_offer import LiveOffer
 from obol.gateway.ports import Ports
 from obol.gateway.settings import checked, offer_of
 from obol.gateway.settling import Settler
 from obol.gateway.till import Till
-from obol.x402.facilitator import Facilitator
 
 
 class AssembledGateway:
@@ -54,7 +51,7 @@ class AssembledGateway:
         assert self.config.data_dir is not None
         ledger = await SqliteLedger.open(ledger_file(self.config.data_dir, devnet=self.config.devnet), self._clock)
         self._stack.push_async_callback(ledger.close)
-        facilitator = await self._open_facilitator()
+        facilitator = await open_facilitator(self.config, self.offer, clock=self._clock, log=self._log, warnings=[])
         self._stack.push_async_callback(facilitator.close)
         ports = Ports(
             self._wrap_ledger(ledger),
@@ -69,17 +66,6 @@ class AssembledGateway:
 
     async def stop_async(self) -> None:
         await self._stack.aclose()
-
-    async def _open_facilitator(self) -> Facilitator:
-        config = self.config
-        if not config.devnet:
-            return HttpFacilitator(
-                config.facilitator_url,
-                verify_timeout_s=config.verify_timeout_s,
-                settle_timeout_s=config.settle_timeout_s,
-            )
-        assert config.data_dir is not None
-        return DevnetFacilitator(await DevnetChain.open(devnet_file(config.data_dir), self._clock))
 
     async def _serve(self, ports: Ports) -> None:
         settler = Settler(ports, self._retry_schedule_s)

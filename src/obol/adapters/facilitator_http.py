@@ -49,6 +49,16 @@ _UNDECIDED = frozenset(
 _REVERTED = frozenset({"transaction_failed", "invalid_exact_evm_transaction_failed"})
 """With a transaction: it was mined and reverted. Without one: sending it failed, and it may have been sent."""
 _BUSY = frozenset({408, 425, 429})
+NO_ANSWER = frozenset(
+    {
+        "facilitator_unreachable",
+        "facilitator_timeout",
+        "facilitator_broken",
+        "facilitator_error",
+        "facilitator_nonsense",
+    }
+)
+"""Reasons of an UNKNOWN that say nothing of the payment: the facilitator itself is at fault."""
 _TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _MAX_LOG_INDEX = 2**31
 _TEXT_LIMIT = 200
@@ -110,7 +120,8 @@ class HttpFacilitator:
         try:
             status, body = await self._exchange("POST", "/settle", _request(payload, requirements))
         except aiohttp.ClientConnectorError:
-            return _unknown("facilitator_unreachable", "no connection to the facilitator: nothing was sent")
+            message = "no connection to the facilitator: nothing was sent"
+            return Settlement(SettleOutcome.UNKNOWN, "", "facilitator_unreachable", message, is_unsent=True)
         except TimeoutError:
             return _unknown("facilitator_timeout", "the facilitator did not answer in time")
         except (aiohttp.ClientError, OSError):

@@ -23,7 +23,7 @@ from obol.x402.witness import Fate, Moved, NeverMoves, StillOpen, Witness
 
 NOT_SEEN = "settlement_not_seen"
 """The facilitator says that it settled, and the chain does not show it (yet)."""
-SEEN_WITHIN_S = 10.0
+SEEN_WITHIN_S = 5.0
 _POLL_S = 0.25
 
 

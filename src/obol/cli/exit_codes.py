@@ -16,12 +16,14 @@ class ExitCode(IntEnum):
     CONNECTION = 3
     """Something that is needed could not be reached, or the connection broke."""
     REFUSED = 4
-    """The other side answered, and the answer is no or makes no sense."""
+    """The other side answered, and the answer is no or makes no sense; `reconcile`: the chain says otherwise."""
     NOT_FOUND = 5
     BUDGET = 6
     """The quote is above what the buyer allows; nothing was signed."""
     PAYMENT = 7
     """The seller refused the payment, or asks for one that cannot be made."""
+    UNSOUND = 8
+    """The ledger contradicts itself, or its file is damaged."""
     INTERRUPTED = 130
     """Ctrl-C, as shells count it: 128 + SIGINT."""
     BROKEN_PIPE = 141
@@ -37,6 +39,7 @@ EXIT_CODES: dict[type[ObolError], ExitCode] = {
     errors.UpstreamUnavailableError: ExitCode.CONNECTION,
     errors.UpstreamTimeoutError: ExitCode.CONNECTION,
     errors.UpstreamBrokenError: ExitCode.CONNECTION,
+    errors.ChainUnavailableError: ExitCode.CONNECTION,
     errors.LedgerUnavailableError: ExitCode.CONNECTION,
     errors.SaleTakenError: ExitCode.BUG,
     errors.IllegalTransitionError: ExitCode.BUG,

@@ -37,9 +37,24 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
 @click.option("--public-url", metavar="URL", help="Base URL that buyers use, behind a proxy of yours.")
 @click.option(
     "--facilitator",
-    "facilitator_url",
+    "facilitator_urls",
+    multiple=True,
     metavar="URL",
-    help="Who verifies and settles payments.  [default: https://facilitator.x402.rs]",
+    help="Who verifies and settles payments; repeated: who is asked while the first cannot be.  "
+    "[default: https://facilitator.x402.rs]",
+)
+@click.option(
+    "--rpc",
+    envvar="OBOL_RPC",
+    metavar="URL[,URL…]",
+    help="Nodes of the chain: a settlement is believed once they show it.",
+)
+@click.option(
+    "--confirmations",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Blocks, its own included, until a settlement counts as seen.",
 )
 @click.option("--devnet", is_flag=True, help="Settle on an embedded ledger of play money.")
 @click.option(
@@ -214,9 +229,12 @@ def _config(options: dict[str, Any], environ: Any) -> "GatewayConfig":
     from obol.errors import SettingsError
     from obol.gateway.settings import DEFAULT_FACILITATOR_URL, GatewayConfig
 
-    if options["devnet"] and options["facilitator_url"]:
+    facilitator_urls = options.pop("facilitator_urls")
+    if options["devnet"] and facilitator_urls:
         raise SettingsError("--devnet", "contradicts --facilitator: choose one place to settle")
-    options["facilitator_url"] = options["facilitator_url"] or DEFAULT_FACILITATOR_URL
+    options["facilitator_url"], *fallbacks = facilitator_urls or [DEFAULT_FACILITATOR_URL]
+    options["fallback_facilitator_urls"] = tuple(fallbacks)
+    options["rpc_urls"] = tuple(url.strip() for url in (options.pop("rpc") or "").split(",") if url.strip())
     options["settlement"] = Policy(options["settlement"])
     options["apis"] = _apis(options["apis"])
     variable = options.pop("upstream_auth_env")
@@ -273,7 +291,8 @@ def _summary(gateway: "Gateway") -> dict[str, object]:
     offer, config = gateway.offer, gateway.config
     asset = offer.asset
     price = f"{format_amount(offer.price_atomic, asset.decimals)} {asset.symbol} per request"
-    settled_by = "an embedded devnet: play money" if config.devnet else config.facilitator_url
+    urls = (config.facilitator_url, *config.fallback_facilitator_urls)
+    settled_by = "an embedded devnet: play money" if config.devnet else ", else ".join(urls)
     summary: dict[str, object] = {
         "address": gateway.url,
         "models": ", ".join(model.public for model in offer.models),
@@ -284,6 +303,7 @@ def _summary(gateway: "Gateway") -> dict[str, object]:
         "asset": f"{asset.symbol} {asset.address}",
         "paid_to": offer.pay_to if offer.payment_gate else "nobody",
         "settled_by": settled_by if offer.payment_gate and not offer.verify_only else "nobody",
+        "witness": f"{len(config.rpc_urls)} RPC endpoint(s)" if config.rpc_urls else "none: facilitators are believed",
         "settlement": _settlement_text(offer),
         "at_risk": offer.loss_bound,
         "capacity": _capacity_text(offer.capacity),

@@ -24,7 +24,7 @@ from obol.core.clock import Clock
 from obol.core.offer import Offer
 from obol.errors import SettingsError
 from obol.gateway.app import App
-from obol.gateway.facilitators import check_supported, open_facilitator
+from obol.gateway.facilitators import open_facilitator
 from obol.gateway.http_server import Handler, HttpServer
 from obol.gateway.live_offer import LiveOffer
 from obol.gateway.ports import Ports
@@ -170,10 +170,8 @@ class Gateway:
             ledger_file(config.data_dir or user_data_dir(), devnet=config.devnet), self._clock
         )
         self._stack.push_async_callback(ledger.close)
-        facilitator = await open_facilitator(config, offer.asset.network, clock=self._clock)
+        facilitator = await open_facilitator(config, offer, clock=self._clock, log=self._log, warnings=self.warnings)
         self._stack.push_async_callback(facilitator.close)
-        if offer.payment_gate:
-            await check_supported(facilitator, offer, self.warnings)
         return Ports(ledger, facilitator, self._clock, Entropy(), Metrics(), self._log, config.catalogue)
 
     async def _open_offer(self, offer: Offer, probe: ServerProbe, server: ProbedServer) -> LiveOffer:

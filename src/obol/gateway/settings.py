@@ -48,6 +48,13 @@ class GatewayConfig:
     public_url: str | None = None
     """Base URL that buyers use, when it is not the address they connect to."""
     facilitator_url: str = DEFAULT_FACILITATOR_URL
+    fallback_facilitator_urls: tuple[str, ...] = ()
+    """Asked in this order while the first cannot be."""
+    rpc_urls: tuple[str, ...] = field(default=(), repr=False)
+    """JSON-RPC endpoints of the network, in order: with one, a settlement is believed once the chain shows it. URLs may
+    hold keys."""
+    confirmations: int = 1
+    """How many blocks deep a transfer must be to count as seen; 1: in the newest block."""
     devnet: bool = False
     """Settle on an embedded ledger of play money instead of asking a facilitator."""
     verify_timeout_s: float = 5.0
@@ -106,6 +113,7 @@ def checked(config: GatewayConfig) -> GatewayConfig:
         _check_url("--public-url", config.public_url)
     if config.admin_listen is not None:
         split_address(config.admin_listen, "--admin-listen")
+    _check_settling(config)
     parse_amount(config.price, asset_of(config).decimals, field="--price")
     _standing(config, asset_of(config))
     if config.no_payment_gate:
@@ -192,6 +200,7 @@ def _check_numbers(config: GatewayConfig) -> None:
         "--max-input-tokens": config.max_input_tokens,
         "--max-output-tokens": config.max_output_tokens,
         "--max-validity": config.max_validity_s,
+        "--confirmations": config.confirmations,
     }
     for flag, value in at_least_one.items():
         if value is not None and value < 1:
@@ -215,6 +224,18 @@ def _check_numbers(config: GatewayConfig) -> None:
     if config.max_queue_depth and config.max_inflight is None:
         raise SettingsError("--max-queue-depth", "means nothing without --max-inflight: nothing would ever queue")
     _check_validity(config)
+
+
+def _check_settling(config: GatewayConfig) -> None:
+    if config.devnet and config.rpc_urls:
+        raise SettingsError("--rpc", "contradicts --devnet: play money is on no chain")
+    if config.devnet and config.fallback_facilitator_urls:
+        raise SettingsError("--facilitator", "contradicts --devnet, which settles by itself")
+    urls = (config.facilitator_url, *config.fallback_facilitator_urls)
+    if len(set(urls)) < len(urls):
+        raise SettingsError("--facilitator", "names the same facilitator twice")
+    if config.confirmations != 1 and not config.rpc_urls:
+        raise SettingsError("--confirmations", "means nothing without --rpc: nobody looks at the chain")
 
 
 def _check_validity(config: GatewayConfig) -> None:

@@ -47,6 +47,8 @@ class Settlement:
     message: str = ""
     log_index: int | None = None
     """Of the transfer's log in its block, where it is known: payments can share a transaction."""
+    is_unsent: bool = False
+    """UNKNOWN, and nothing of this ask left us: whatever is unknown was so before."""
     is_proven: bool = False
     """FAILED, and the chain itself says that it never moves: it holds also after an answer that was lost."""
 
