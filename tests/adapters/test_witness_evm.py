@@ -80,7 +80,7 @@ async def test_a_pending_transaction_has_moved_nothing_yet(witness: EvmWitness, 
 
 async def test_what_was_cancelled_never_moves(witness: EvmWitness, anvil: Anvil) -> None:
     paid = pay(WANTED)
-    await anvil.send(USDC.address, cancel_call(PAYER, paid))
+    await anvil.send(USDC.address, cancel_call(PAYER, paid.payload.signed.nonce))
     assert await witness.fate(paid, WANTED) == NeverMoves(CANCELLED)
 
 

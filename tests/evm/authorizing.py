@@ -45,9 +45,9 @@ def receive_call(wallet: LocalAccount, paid: PaymentPayload, to: str) -> bytes:
     return _call("receiveWithAuthorization", [*_WINDOW, "bytes"], [*values, bytes(signed.signature)])
 
 
-def cancel_call(wallet: LocalAccount, paid: PaymentPayload) -> bytes:
-    """`cancelAuthorization` of its nonce."""
-    nonce = bytes.fromhex(paid.payload.authorization.nonce[2:])
+def cancel_call(wallet: LocalAccount, nonce_hex: str) -> bytes:
+    """`cancelAuthorization`."""
+    nonce = bytes.fromhex(nonce_hex[2:])
     signed = wallet.sign_typed_data(_DOMAIN, _CANCEL, {"authorizer": wallet.address, "nonce": nonce})
     values = [wallet.address, nonce, bytes(signed.signature)]
     return _call("cancelAuthorization", ["address", "bytes32", "bytes"], values)

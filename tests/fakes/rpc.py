@@ -58,6 +58,7 @@ class FakeRpc:
         self.behaviours: dict[str, Behaviour] = {}
         self.asked: Counter[str] = Counter()
         self._released = asyncio.Event()
+        self._news = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**24)
@@ -79,6 +80,11 @@ class FakeRpc:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1/s3cret-key"
 
+    async def asked_for(self, method: str) -> None:
+        """Wait until it was, at least once, and the node has its answer."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.asked[method] > 0)
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         method = asked["method"]
@@ -97,6 +103,8 @@ class FakeRpc:
                 return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "error": error})
         async with self._session.post(self._node_url, json=asked) as response:
             answer = await response.json()
+        async with self._news:
+            self._news.notify_all()
         if isinstance(behaviour, Drops):
             return self._drop(request)
         if isinstance(behaviour, Says):

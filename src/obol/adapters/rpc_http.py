@@ -106,6 +106,13 @@ class JsonRpc:
                 return result
         raise ChainUnavailableError(f"no RPC endpoint answered {method} ({'; '.join(flaws)})")
 
+    async def ask(self, method: str, params: Sequence[Any]) -> Any:
+        """`call` to the first endpoint alone, whatever it says of chains: for a signer, which is of none."""
+        try:
+            return await self._post(0, method, params)
+        except _NotAnsweredError as error:
+            raise ChainUnavailableError(f"{_host(self._urls[0])} did not answer {method}: {error}") from None
+
     async def close(self) -> None:
         """Let go of connections. Idempotent."""
         session, self._session = self._session, None

@@ -42,12 +42,8 @@ class LocalSigner:
 
         Raises `SettingsError` for a file that is missing, that others than its owner can use, or that holds no key.
         """
-        content = _read_private(path)
-        match = _KEY.fullmatch(content)
-        if match is None:
-            raise SettingsError(FIELD, f"{path} does not hold a private key: 64 hex digits are expected")
         try:
-            return cls(bytes.fromhex(match[1].decode()))
+            return cls(read_key(path))
         except ValueError as error:
             raise SettingsError(FIELD, f"{path}: {error}") from None
 
@@ -82,13 +78,21 @@ class LocalSigner:
         return f"LocalSigner(address={self._address!r}, key=***)"
 
 
-def _read_private(path: Path) -> bytes:
-    """A small file's bytes, after checking the very file that was opened. Raises `SettingsError`."""
+def read_key(path: Path) -> bytes:
+    """The 32 bytes in a key file, as `LocalSigner.from_key_file` describes it and with its errors."""
+    match = _KEY.fullmatch(read_private(path))
+    if match is None:
+        raise SettingsError(FIELD, f"{path} does not hold a private key: 64 hex digits are expected")
+    return bytes.fromhex(match[1].decode())
+
+
+def read_private(path: Path, *, field: str = FIELD, limit_bytes: int = _READ_BYTES) -> bytes:
+    """A small file's bytes, after checking the very file that was opened. Raises `SettingsError` naming `field`."""
     try:
         with path.open("rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & _OTHERS:
                 command = f"chmod 600 {shlex.quote(str(path))}"
-                raise SettingsError(FIELD, f"{path} can be used by others than its owner: run `{command}`")
-            return file.read(_READ_BYTES)
+                raise SettingsError(field, f"{path} can be used by others than its owner: run `{command}`")
+            return file.read(limit_bytes)
     except OSError as error:
-        raise SettingsError(FIELD, f"{path} cannot be read: {error.strerror}") from None
+        raise SettingsError(field, f"{path} cannot be read: {error.strerror}") from None

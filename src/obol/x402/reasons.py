@@ -12,6 +12,8 @@ class Reason(StrEnum):
 
     ASSET_NOT_SUPPORTED = "invalid_exact_evm_failed_to_get_asset_info"
     AUTHORIZATION_USED = "invalid_exact_evm_nonce_already_used"
+    FAILURE_BUDGET = "payer_failure_budget_exhausted"
+    """Ours: too many of this payer's settlements reverted."""
     INSUFFICIENT_BALANCE = "invalid_exact_evm_insufficient_balance"
     INVALID_NETWORK = "invalid_network"
     INVALID_PAYLOAD = "invalid_payload"
@@ -20,10 +22,23 @@ class Reason(StrEnum):
     MISSING_EIP712_DOMAIN = "missing_eip712_domain"
     NETWORK_MISMATCH = "network_mismatch"
     NOT_EIP3009 = "invalid_exact_evm_eip3009_not_supported"
+    PERMIT2_ALLOWANCE_REQUIRED = "permit2_allowance_required"
+    """The payer has not let Permit2 move this token, or not as much: nothing moves before it does."""
+    PERMIT2_AMOUNT_MISMATCH = "permit2_amount_mismatch"
+    PERMIT2_DEADLINE_EXPIRED = "permit2_deadline_expired"
+    PERMIT2_NONCE_USED = "permit2_invalid_nonce"
+    PERMIT2_NOT_YET_VALID = "permit2_not_yet_valid"
+    PERMIT2_RECIPIENT_MISMATCH = "invalid_permit2_recipient_mismatch"
+    PERMIT2_SIGNATURE = "invalid_permit2_signature"
+    PERMIT2_SPENDER = "invalid_permit2_spender"
+    PERMIT2_TOKEN_MISMATCH = "permit2_token_mismatch"  # noqa: S105 - a token on a chain
+    PERMIT2_TOO_EARLY = "permit2_payment_too_early"
+    """The proxy's word for not yet valid, when it reverts."""
     RECIPIENT_MISMATCH = "invalid_exact_evm_payload_recipient_mismatch"
     SETTLEMENT_PENDING = "settlement_pending"
     """Broadcast and not confirmed: ask again with the same payload."""
     SIGNATURE = "invalid_exact_evm_payload_signature"
+    SIMULATION_FAILED = "invalid_exact_evm_transaction_simulation_failed"
     TOKEN_NAME_MISMATCH = "invalid_exact_evm_token_name_mismatch"  # noqa: S105 - a token on a chain
     TOKEN_VERSION_MISMATCH = "invalid_exact_evm_token_version_mismatch"  # noqa: S105
     TRANSACTION_FAILED = "transaction_failed"
