@@ -28,6 +28,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "sell": LazyCommand("obol.cli.sell", "sell", "Sell the answers of a model server over x402."),
     "pay": LazyCommand("obol.cli.pay", "pay", "Send one request, paying for it when the seller asks."),
     "facilitator": LazyCommand("obol.cli.facilitator", "facilitator", "Verify and settle x402 payments for sellers."),
+    "receipts": LazyCommand("obol.cli.receipts", "receipts", "Show and export what was sold."),
+    "reconcile": LazyCommand("obol.cli.reconcile", "reconcile", "Hold the ledger against the chain."),
+    "ledger": LazyCommand("obol.cli.ledger", "ledger", "Check the ledger, and copy it while it is in use."),
     "devnet": LazyCommand("obol.cli.devnet", "devnet", "Fund accounts and read balances on the embedded test ledger."),
     "wallet": LazyCommand("obol.cli.wallet", "wallet", "Make a key to pay with, and show its address."),
     "demo": LazyCommand("obol.cli.demo", "demo", "A whole sale on this machine: model server, gateway, buyer."),
@@ -35,7 +38,7 @@ COMMANDS: dict[str, LazyCommand] = {
 
 _EPILOG = (
     "Exit codes: 0 ok, 1 bug, 2 usage or settings, 3 connection, 4 refused, 5 not found, 6 budget, 7 payment, "
-    "130 interrupted."
+    "8 ledger unsound, 130 interrupted."
 )
 
 
