@@ -17,7 +17,7 @@ from obol.core.networks import BASE_SEPOLIA
 from obol.errors import ChainUnavailableError, SettingsError
 from tests.adapters.payments import SELLER
 from tests.evm.anvil import USDC, Anvil
-from tests.fakes.rpc import Drops, Errors, FakeRpc, Stalls
+from tests.fakes.rpc import Drops, Errors, FakeRpc, Says, Stalls
 
 KEY = bytes([5] * 32)
 QUICK = SendingLimits(rebroadcast_s=0.2)
@@ -238,3 +238,39 @@ async def test_two_calls_per_payment_are_the_round_trips_of_sending(open_sender:
     await sender.run(mint(2), wait_s=5)
     assert fake.asked["eth_sendRawTransaction"] == 1
     assert not set(fake.asked) - {"eth_sendRawTransaction", "eth_getTransactionReceipt"}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [None, Errors(-32000, "nonce too low"), Errors(-32000, "insufficient funds for gas * price + value")],
+    ids=["honest", "nonce too low", "lagging"],
+)
+async def test_a_refusal_after_a_lost_answer_is_no_refusal(
+    fake: FakeRpc, anvil: Anvil, tmp_path: Path, second: Errors | None
+) -> None:
+    """The first endpoint takes the transaction and says nothing; the second knows of it, or lags behind."""
+    async with FakeRpc(anvil.url) as other:
+        await anvil.fund_native(LocalTransactionSigner(KEY).address)
+        chain = EvmChain(JsonRpc([fake.url, other.url], timeout_s=0.5), BASE_SEPOLIA)
+        journal, log = tmp_path / "two.sqlite3", make_logger(as_json=True)
+        sender = await Sender.open(chain, LocalTransactionSigner(KEY), journal, SystemClock(), log, limits=QUICK)
+        fake.behaviours = {"eth_sendRawTransaction": Drops(after=True)}
+        other.behaviours = {} if second is None else {"eth_sendRawTransaction": second}
+        assert isinstance(await sender.run(mint(7), wait_s=5), Mined)
+        assert isinstance(await sender.known("mint 7", wait_s=5), Mined)
+        assert await anvil.balance(SELLER) == 7
+        await sender.close()
+        await chain.close()
+
+
+async def test_a_node_that_forgot_a_receipt_reopens_nothing(
+    open_sender: OpenSender, anvil: Anvil, fake: FakeRpc
+) -> None:
+    sender = await open_sender()
+    await sender.run(mint(7), wait_s=5)
+    fake.behaviours = {"eth_getTransactionReceipt": Says(lambda _: None)}
+    with pytest.raises(ChainUnavailableError, match="receipt"):
+        await sender.known("mint 7")
+    fake.behaviours = {}
+    assert isinstance(await sender.known("mint 7"), Mined)
+    assert sender.unmined == 0

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import pytest
 
+from obol.adapters.facilitator_metrics import FacilitatorMetrics
 from obol.adapters.metrics import Metrics
 from obol.cli.exit_codes import ExitCode
 from obol.cli.sell import inference
@@ -71,23 +72,37 @@ def test_every_exit_code_is_described() -> None:
     assert described == [code.value for code in ExitCode]
 
 
-def test_every_metric_is_described_with_its_kind_and_labels() -> None:
+async def test_every_metric_is_described_with_its_kind_and_labels() -> None:
     page = read("reference/metrics.md")
     described = {
         row[0]: (row[1], set(re.findall(r"`(\w+)`", f"`{row[2]}`" if "`" not in row[2] else row[2])))
         for heading in re.findall(r"^## .*$", page, re.MULTILINE)
         for row in rows(page, heading)
     }
-    assert described == served_metrics()
+    assert described == served_metrics(gateway_text()) | served_metrics(await facilitator_text())
 
 
-def served_metrics() -> dict[str, tuple[str, set[str]]]:
+def gateway_text() -> str:
     metrics = Metrics()
     metrics.request("offer", "served")
     metrics.payment("offer", "settled")
     metrics.revenue("network", "asset", 1)
     metrics.answer("chat", "model", first_s=1.0, total_s=2.0, usage=Usage(1, 2))
-    text = metrics.render().decode()
+    return metrics.render().decode()
+
+
+async def facilitator_text() -> str:
+    async def gas_wei() -> int:
+        return 1
+
+    metrics = FacilitatorMetrics()
+    metrics.watch("network", unmined=int, round_trips=int, gas_wei=gas_wei)
+    metrics.verified("network", is_valid=True, seconds=1.0)
+    metrics.settled("network", "settled", seconds=1.0)
+    return (await metrics.render()).decode()
+
+
+def served_metrics(text: str) -> dict[str, tuple[str, set[str]]]:
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
     labels: dict[str, set[str]] = {name: set() for name in kinds if not name.endswith("_created")}
     for sample, names in re.findall(r"^([a-z_]+)\{(.*)\} ", text, re.MULTILINE):
@@ -95,7 +110,8 @@ def served_metrics() -> dict[str, tuple[str, set[str]]]:
         if family in labels:
             labels[family] |= set(re.findall(r'(\w+)="', names)) - {"le"}
     for name in ("obol_in_flight", "obol_queued", "obol_capacity_max_in_flight"):
-        labels[name].add("offer")  # shown once an offer is watched
+        if name in labels:
+            labels[name].add("offer")  # shown once an offer is watched
     return {name: (kinds[name], found) for name, found in labels.items()}
 
 

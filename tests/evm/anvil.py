@@ -55,7 +55,8 @@ class Anvil:
         self.port = _free_port()
         self._process = await asyncio.create_subprocess_exec(
             str(program()),
-            *("--host", "127.0.0.1", "--port", str(self.port), "--chain-id", "84532", "--silent"),
+            *("--host", "127.0.0.1", "--port", str(self.port), "--silent"),
+            *(() if "--chain-id" in self._arguments else ("--chain-id", "84532")),
             *self._arguments,
         )
         self._session = aiohttp.ClientSession()
@@ -103,6 +104,13 @@ class Anvil:
             if receipt is not None:
                 return receipt
             await asyncio.sleep(0.001)
+
+    async def pending(self, transactions: int) -> None:
+        """Wait until so many wait for a block."""
+        while True:
+            if int((await self.rpc("txpool_status"))["pending"], 16) >= transactions:
+                return
+            await asyncio.sleep(0.01)
 
     async def mint(self, address: str, amount_atomic: int, token: str = USDC.address) -> None:
         await self.send(token, _call("mint(address,uint256)", address, amount_atomic))

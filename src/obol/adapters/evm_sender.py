@@ -137,7 +137,7 @@ class Sender:
         """Send a call and wait up to `wait_s` for its end. None of its keys may have been sent before (`known`).
 
         Raises `ChainUnavailableError` where nothing was sent because the chain or the signer could not be asked,
-        `LedgerUnavailableError` where it could not be written down: nothing was sent either.
+        `LedgerUnavailableError` where it may or may not have been written down: ask `known` again.
         """
         # A task of its own: whoever waits may be cancelled, and what was written down must be sent all the same.
         sending = asyncio.get_running_loop().create_task(self._send_in_turn(call))
@@ -163,6 +163,8 @@ class Sender:
             receipt = await self._chain.receipt(call.mined)
             if receipt is not None:
                 return Mined(receipt)
+            if await self._chain.transaction_count(self.address) > call.nonce:
+                raise ChainUnavailableError("the node does not show the receipt of a transaction that was mined")
             await self._journal.mark(call, CallState.OPEN)
             self._watch(call, since_s=float("-inf"))
         watched = self._open.get(call.nonce)
@@ -237,7 +239,8 @@ class Sender:
         try:
             await self._chain.send_raw(attempt.raw)
         except RpcRefusedError as refused:
-            return None if _says(str(refused), _SAME) else str(refused)
+            if refused.is_last_word and not _says(str(refused), _SAME):
+                return str(refused)
         except ChainUnavailableError:
             self._log.warning("broadcast_unknown", transaction=attempt.transaction)
         return None
@@ -278,13 +281,13 @@ class Sender:
                 self._wake.clear()
                 await self._wake.wait()
                 looks = 0
-            try:
-                for watched in list(self._open.values()):
+            for watched in list(self._open.values()):
+                try:
                     await self._look(watched)
-            except (ChainUnavailableError, LedgerUnavailableError) as error:
-                log.warning("cannot_watch", error=str(error))
-            except Exception as bug:  # a background loop's edge: what is not watched would never be mined
-                log.error("watching_failed", exc_info=bug)
+                except (ChainUnavailableError, LedgerUnavailableError) as error:
+                    log.warning("cannot_watch", error=str(error))
+                except Exception as bug:  # a background loop's edge: what is not watched would never be mined
+                    log.error("watching_failed", exc_info=bug)
             if self._wake.is_set():
                 self._wake.clear()
                 looks = 0
@@ -343,8 +346,10 @@ class Sender:
         return attempt
 
     async def _void_if_taken(self, watched: "_Watched") -> None:
-        """Somebody else's transaction has our nonce, if none of ours has a receipt: the call was never made."""
-        if await self._chain.transaction_count(self.address) <= watched.call.nonce:
+        """Somebody else's transaction has our nonce, deep enough to stay, and none of ours has a receipt: the call was
+        never made."""
+        deep = await self._chain.newest_block() - self._chain.confirmations + 1
+        if await self._chain.transaction_count(self.address, hex(max(0, deep))) <= watched.call.nonce:
             return
         for attempt in watched.call.attempts:
             if await self._chain.receipt(attempt.transaction) is not None:

@@ -15,7 +15,7 @@ from hexbytes import HexBytes
 from rlp.exceptions import RLPException
 
 from obol.adapters.rpc_http import JsonRpc, RpcRefusedError
-from obol.adapters.signer_local import read_key, read_private
+from obol.adapters.signer_local import LocalSigner, read_private
 from obol.core.networks import canonical_address
 from obol.errors import ChainUnavailableError, SettingsError
 from obol.x402.eip712 import checksum_address, keccak
@@ -72,7 +72,7 @@ class LocalTransactionSigner:
     @classmethod
     def from_key_file(cls, path: Path) -> Self:
         """The signer of a key file, as `obol wallet new` writes it. Raises `SettingsError` naming `--key-file`."""
-        return cls(read_key(path))
+        return cls(LocalSigner.from_key_file(path).secret)
 
     @classmethod
     def from_keystore(cls, path: Path, password: str) -> Self:

@@ -25,7 +25,10 @@ _TEXT_LIMIT = 200
 
 
 class RpcRefusedError(ObolError):
-    """The node answered with an error of its own. `data` as the node gave it."""
+    """The node answered with an error of its own. `data` as the node gave it.
+
+    `is_last_word`: no endpoint was asked before it that may have done what was asked and not said so.
+    """
 
     reason = "rpc_refused"
 
@@ -33,6 +36,7 @@ class RpcRefusedError(ObolError):
         super().__init__(message)
         self.code = code
         self.data = data
+        self.is_last_word = True
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -101,6 +105,10 @@ class JsonRpc:
                 result = await self._ask(endpoint, method, params)
             except _NotAnsweredError as error:
                 flaws.append(f"{_host(self._urls[endpoint])}: {error}")
+            except RpcRefusedError as refused:
+                self._preferred = endpoint
+                refused.is_last_word = not flaws
+                raise
             else:
                 self._preferred = endpoint
                 return result

@@ -19,7 +19,7 @@ _KEY = re.compile(rb"(?:0[xX])?([0-9a-fA-F]{64})\n?")
 
 
 class LocalSigner:
-    """The `Signer` of one secp256k1 private key (32 bytes). The key leaves only by `write_key_file`."""
+    """The `Signer` of one secp256k1 private key (32 bytes). The key leaves only by `write_key_file` and `secret`."""
 
     def __init__(self, key: bytes) -> None:
         """Raises `ValueError`, without the key in it, for what is not a private key."""
@@ -42,8 +42,11 @@ class LocalSigner:
 
         Raises `SettingsError` for a file that is missing, that others than its owner can use, or that holds no key.
         """
+        match = _KEY.fullmatch(read_private(path))
+        if match is None:
+            raise SettingsError(FIELD, f"{path} does not hold a private key: 64 hex digits are expected")
         try:
-            return cls(read_key(path))
+            return cls(bytes.fromhex(match[1].decode()))
         except ValueError as error:
             raise SettingsError(FIELD, f"{path}: {error}") from None
 
@@ -51,6 +54,11 @@ class LocalSigner:
     def address(self) -> str:
         """The key's Ethereum address, EIP-55 spelling."""
         return self._address
+
+    @property
+    def secret(self) -> bytes:
+        """The private key, for what signs with a library of its own."""
+        return self._key.secret
 
     def sign_digest(self, digest: bytes) -> bytes:
         """65 bytes `r || s || v`, low s, v 27 or 28. Raises `ValueError` unless `digest` has 32 bytes."""
@@ -76,14 +84,6 @@ class LocalSigner:
 
     def __repr__(self) -> str:
         return f"LocalSigner(address={self._address!r}, key=***)"
-
-
-def read_key(path: Path) -> bytes:
-    """The 32 bytes in a key file, as `LocalSigner.from_key_file` describes it and with its errors."""
-    match = _KEY.fullmatch(read_private(path))
-    if match is None:
-        raise SettingsError(FIELD, f"{path} does not hold a private key: 64 hex digits are expected")
-    return bytes.fromhex(match[1].decode())
 
 
 def read_private(path: Path, *, field: str = FIELD, limit_bytes: int = _READ_BYTES) -> bytes:

@@ -1,11 +1,25 @@
 """`obol facilitator`: a process that verifies and settles x402 payments for sellers."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from obol.cli import output
 from obol.facilitator.settings import DEFAULT_LISTEN, FacilitatorSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import structlog
+
+    from obol.adapters.evm_signing import TransactionSigner
+    from obol.adapters.facilitator_evm import Served
+    from obol.adapters.facilitator_metrics import FacilitatorMetrics
+    from obol.facilitator.on_chain import ChainSettings
+    from obol.x402.facilitator import Facilitator
+
+_GWEI = 10**9
 
 
 @click.group()
@@ -14,62 +28,225 @@ def facilitator() -> None:
 
 
 @facilitator.command()
-@click.option("--devnet", is_flag=True, help="On the embedded ledger of play money (the only kind so far).")
+@click.option("--devnet", is_flag=True, help="On the embedded ledger of play money.")
+@click.option(
+    "--rpc",
+    "rpcs",
+    multiple=True,
+    envvar="OBOL_RPC",
+    metavar="URL[,URL…]",
+    help="On the chain of these nodes; repeated: on several chains.",
+)
+@click.option("--key-file", type=click.Path(path_type=Path), help="The key that pays the gas: 64 hex digits.")
+@click.option("--keystore", type=click.Path(path_type=Path), help="The same, as an encrypted keystore file.")
+@click.option("--keystore-password-env", metavar="NAME", help="Variable with its password; else it is asked.")
+@click.option("--signer-url", metavar="URL", help="A signer that has the key: JSON-RPC eth_signTransaction.")
+@click.option("--signer-address", metavar="0x…", help="The address of the signer's key.")
+@click.option("--max-gas-price", type=click.IntRange(min=1), default=100, show_default=True, metavar="GWEI")
+@click.option(
+    "--confirmations",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Blocks until a settlement counts.",
+)
+@click.option(
+    "--settle-wait",
+    "settle_wait_s",
+    type=click.FloatRange(min=0),
+    default=45.0,
+    show_default=True,
+    metavar="S",
+    help="Wait for a block before answering settlement_pending.",
+)
+@click.option(
+    "--max-timeout",
+    "max_timeout_s",
+    type=click.IntRange(min=1),
+    default=86_400,
+    show_default=True,
+    metavar="S",
+    help="Refuse requirements with a longer maxTimeoutSeconds.",
+)
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="Address to serve on; port 0: any free one.")
 @click.option(
     "--chain", "chains", multiple=True, help="Network of the devnet, may be repeated.  [default: base-sepolia]"
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the ledger is kept.  [default: by XDG]")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where ledger and journals are kept.  [default: by XDG]"
+)
 @output.json_option
-def run(devnet: bool, listen: str, chains: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
-    """Serve /verify, /settle, /supported and /health until SIGTERM; then finish what is being answered."""
+def run(  # noqa: PLR0913 - the options
+    devnet: bool,
+    rpcs: tuple[str, ...],
+    key_file: Path | None,
+    keystore: Path | None,
+    keystore_password_env: str | None,
+    signer_url: str | None,
+    signer_address: str | None,
+    max_gas_price: int,
+    confirmations: int,
+    settle_wait_s: float,
+    max_timeout_s: int,
+    listen: str,
+    chains: tuple[str, ...],
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve /verify, /settle, /supported, /health and /metrics until SIGTERM; then finish what is being answered."""
     import os
 
     from obol.adapters.paths import default_data_dir
     from obol.cli.runtime import run_async
+    from obol.errors import SettingsError
     from obol.facilitator.settings import load
 
-    if not devnet:
-        raise click.UsageError("say which ledger: --devnet is the only one so far")
+    if devnet == bool(rpcs):
+        raise click.UsageError("say where the money is, one of --devnet and --rpc URL")
     settings = load(listen, data_dir or default_data_dir(os.environ), chains)
-    run_async(_serve(settings, as_json=as_json))
+    if devnet:
+        run_async(_serve_devnet(settings, as_json=as_json))
+        return
+    if chains:
+        raise SettingsError("--chain", "is for --devnet: the nodes of --rpc say of which chain they are")
+    signer = _signer(key_file, _keystore(keystore, keystore_password_env, os.environ), signer_url, signer_address)
+    from obol.adapters.evm_sender import SendingLimits
+    from obol.facilitator.on_chain import ChainSettings
+
+    on_chain = ChainSettings(
+        rpc_urls=tuple(tuple(url.strip() for url in text.split(",") if url.strip()) for text in rpcs),
+        data_dir=settings.data_dir,
+        catalogue=settings.catalogue,
+        limits=SendingLimits(max_fee_wei=max_gas_price * _GWEI),
+        confirmations=confirmations,
+        settle_wait_s=settle_wait_s,
+        max_timeout_s=max_timeout_s,
+    )
+    run_async(_serve_chains(settings, on_chain, signer, as_json=as_json))
 
 
-async def _serve(settings: FacilitatorSettings, *, as_json: bool) -> None:
-    """Open the devnet, listen, wait for a signal, drain, close."""
-    import asyncio
-    import secrets
-    import signal
-    import sys
+def _keystore(path: Path | None, variable: str | None, environ: "Mapping[str, str]") -> tuple[Path, str] | None:
+    """A keystore file and its password, from the environment or the terminal."""
+    from obol.errors import SettingsError
 
+    if path is None:
+        if variable is not None:
+            raise SettingsError("--keystore-password-env", "means nothing without --keystore")
+        return None
+    if variable is None:
+        return path, str(click.prompt(f"Password of {path}", hide_input=True, err=True))
+    if not environ.get(variable):
+        raise SettingsError("--keystore-password-env", f"the environment variable {variable} is not set or is empty")
+    return path, environ[variable]
+
+
+def _signer(
+    key_file: Path | None, keystore: tuple[Path, str] | None, signer_url: str | None, signer_address: str | None
+) -> "TransactionSigner":
+    """Exactly one of the three. Raises `SettingsError`."""
+    from obol.errors import SettingsError
+
+    if sum(one is not None for one in (key_file, keystore, signer_url)) != 1:
+        raise SettingsError("--key-file", "say who pays the gas: exactly one of --key-file, --keystore, --signer-url")
+    if (signer_url is None) != (signer_address is None):
+        raise SettingsError("--signer-address", "belongs to --signer-url: give both")
+    try:
+        from obol.adapters.evm_signing import LocalTransactionSigner, RemoteTransactionSigner
+    except ModuleNotFoundError:
+        raise SettingsError("--rpc", "needs eth-account: run `pip install 'obol-inference[facilitator]'`") from None
+    if keystore is not None:
+        return LocalTransactionSigner.from_keystore(*keystore)
+    if key_file is not None:
+        return LocalTransactionSigner.from_key_file(key_file)
+    return RemoteTransactionSigner(signer_url or "", signer_address or "")
+
+
+async def _serve_devnet(settings: FacilitatorSettings, *, as_json: bool) -> None:
     from obol.adapters.chain_devnet import DevnetChain
     from obol.adapters.clock import SystemClock
     from obol.adapters.facilitator_devnet import DevnetFacilitator
-    from obol.adapters.logs import make_logger
+    from obol.adapters.facilitator_metrics import FacilitatorMetrics
     from obol.adapters.paths import devnet_file
+
+    file = devnet_file(settings.data_dir)
+    chain = await DevnetChain.open(file, SystemClock(), networks=settings.networks, catalogue=settings.catalogue)
+    facts = {
+        "ledger": "devnet: play money, worth nothing",
+        "networks": ", ".join(network.caip2 for network in settings.networks),
+        "file": str(file),
+    }
+    await _serve(DevnetFacilitator(chain), FacilitatorMetrics(), settings, facts, as_json=as_json)
+
+
+async def _serve_chains(
+    settings: FacilitatorSettings, on_chain: "ChainSettings", signer: "TransactionSigner", *, as_json: bool
+) -> None:
+    from obol.adapters.clock import SystemClock
+    from obol.adapters.facilitator_metrics import FacilitatorMetrics
+    from obol.facilitator.on_chain import open_on_chain
+
+    facilitator = await open_on_chain(on_chain, signer, SystemClock(), _log())
+    metrics = FacilitatorMetrics()
+    for served in facilitator.served:
+        _watch(metrics, served)
+    facts = {
+        "networks": ", ".join(served.chain.network.caip2 for served in facilitator.served),
+        "tokens": ", ".join(f"{asset.symbol} {asset.address}" for one in facilitator.served for asset in one.assets),
+        "gas_paid_by": signer.address,
+        "journals": str(on_chain.data_dir),
+    }
+    await _serve(facilitator, metrics, settings, facts, as_json=as_json)
+
+
+def _watch(metrics: "FacilitatorMetrics", served: "Served") -> None:
+    chain, sender = served.chain, served.sender
+    metrics.watch(
+        chain.network.caip2,
+        unmined=lambda: sender.unmined,
+        round_trips=lambda: chain.rpc.round_trips,
+        gas_wei=lambda: chain.native_balance(sender.address),
+    )
+
+
+async def _serve(
+    facilitator: "Facilitator",
+    metrics: "FacilitatorMetrics",
+    settings: FacilitatorSettings,
+    facts: dict[str, str],
+    *,
+    as_json: bool,
+) -> None:
+    """Listen, wait for a signal, drain, close; takes over `facilitator`."""
+    import asyncio
+    import secrets
+    import signal
+
     from obol.facilitator.app import build_app
     from obol.facilitator.serve import serve
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    file = devnet_file(settings.data_dir)
-    on_devnet = DevnetFacilitator(
-        await DevnetChain.open(file, SystemClock(), networks=settings.networks, catalogue=settings.catalogue)
-    )
 
     def announce(url: str) -> None:
-        facts = {
-            "address": url,
-            "ledger": "devnet: play money, worth nothing",
-            "networks": ", ".join(network.caip2 for network in settings.networks),
-            "file": str(file),
-        }
-        output.show(facts, title="Facilitator listening", as_json=as_json)
+        output.show({"address": url, **facts}, title="Facilitator listening", as_json=as_json)
 
     try:
-        log = make_logger(as_json=not sys.stderr.isatty())
-        app = build_app(on_devnet, new_request_id=lambda: secrets.token_hex(8), log=log, catalogue=settings.catalogue)
+        app = build_app(
+            facilitator,
+            new_request_id=lambda: secrets.token_hex(8),
+            log=_log(),
+            catalogue=settings.catalogue,
+            metrics=metrics,
+        )
         await serve(app, settings, on_listening=announce, stop=stop)
     finally:
-        await on_devnet.close()
+        await facilitator.close()
+
+
+def _log() -> "structlog.typing.FilteringBoundLogger":
+    import sys
+
+    from obol.adapters.logs import make_logger
+
+    return make_logger(as_json=not sys.stderr.isatty())

@@ -1,16 +1,18 @@
-"""The facilitator's HTTP face, over any `Facilitator` port: `/verify`, `/settle`, `/supported`, `/health`.
+"""The facilitator's HTTP face, over any `Facilitator` port: `/verify`, `/settle`, `/supported`, `/health`, `/metrics`.
 
 An invalid payment is a 200 that says so. Other statuses: 400 a body that is not x402 (its `field` is named), 404, 405,
 413, 502 the outcome of a settlement is not known (ask again with the same payload), 503 nobody could be asked, 500 a
 bug of ours. Each answer is JSON and carries `X-Request-Id`. Source: x402 specification v2, section 7.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
 from aiohttp import web
 
+from obol.adapters.facilitator_metrics import CONTENT_TYPE, FacilitatorMetrics
 from obol.core.networks import DEFAULT_CATALOGUE, Catalogue
 from obol.errors import (
     FacilitatorUnavailableError,
@@ -49,32 +51,41 @@ def build_app(
     new_request_id: Callable[[], str],
     log: structlog.typing.FilteringBoundLogger,
     catalogue: Catalogue = DEFAULT_CATALOGUE,
+    metrics: FacilitatorMetrics | None = None,
 ) -> web.Application:
     """The application; it neither opens nor closes `facilitator`. `catalogue` knows the names of v1 networks."""
-    endpoints = _Endpoints(facilitator, catalogue, log)
+    endpoints = _Endpoints(facilitator, catalogue, log, metrics or FacilitatorMetrics())
     app = web.Application(middlewares=[_edge(new_request_id, log)], client_max_size=MAX_BODY_BYTES)
     app.router.add_post("/verify", endpoints.verify)
     app.router.add_post("/settle", endpoints.settle)
     app.router.add_get("/supported", endpoints.supported)
     app.router.add_get("/health", endpoints.health)
+    app.router.add_get("/metrics", endpoints.metrics)
     return app
 
 
 class _Endpoints:
     def __init__(
-        self, facilitator: Facilitator, catalogue: Catalogue, log: structlog.typing.FilteringBoundLogger
+        self,
+        facilitator: Facilitator,
+        catalogue: Catalogue,
+        log: structlog.typing.FilteringBoundLogger,
+        metrics: FacilitatorMetrics,
     ) -> None:
         self._facilitator = facilitator
         self._catalogue = catalogue
         self._log = log
+        self._metrics = metrics
 
     async def verify(self, request: web.Request) -> web.Response:
         asked = read_body(await request.read(), self._catalogue)
         if isinstance(asked, NotAsked):
             return _json(verify_answer(asked, asked.refused))
         body = asked.request
+        began_s = _monotonic_s()
         outcome = await self._facilitator.verify(body.payment_payload, body.payment_requirements)
         reason = outcome.reason if isinstance(outcome, Refused) else ""
+        self._metrics.verified(self._label(asked.network), is_valid=not reason, seconds=_monotonic_s() - began_s)
         self._log.info("verified", network=asked.network, is_valid=not reason, reason=reason)
         return _json(verify_answer(asked, outcome))
 
@@ -84,7 +95,9 @@ class _Endpoints:
             refused = asked.refused
             return _json(settle_answer(asked, Settlement(SettleOutcome.FAILED, "", refused.reason, refused.message)))
         body = asked.request
+        began_s = _monotonic_s()
         done = await self._facilitator.settle(body.payment_payload, body.payment_requirements)
+        self._metrics.settled(self._label(asked.network), done.outcome.value, seconds=_monotonic_s() - began_s)
         self._log.info(
             "settled" if done.outcome is SettleOutcome.SETTLED else "not_settled",
             network=asked.network,
@@ -101,6 +114,18 @@ class _Endpoints:
 
     async def health(self, _: web.Request) -> web.Response:
         return _json(b'{"status":"ok"}')
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=await self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    def _label(self, network: str) -> str:
+        """A caller's text would be a label of its own each time."""
+        known = self._catalogue.find_network(network)
+        return "other" if known is None else known.caip2
+
+
+def _monotonic_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _edge(
