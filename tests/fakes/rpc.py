@@ -80,10 +80,10 @@ class FakeRpc:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1/s3cret-key"
 
-    async def asked_for(self, method: str) -> None:
-        """Wait until it was, at least once, and the node has its answer."""
+    async def asked_for(self, method: str, *, times: int = 1) -> None:
+        """Wait until it was, so many times, and the node has answered."""
         async with self._news:
-            await self._news.wait_for(lambda: self.asked[method] > 0)
+            await self._news.wait_for(lambda: self.asked[method] >= times)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()

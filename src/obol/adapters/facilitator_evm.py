@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from obol.adapters.chain_evm import EvmChain, RevertedError, TransactionReceipt
 from obol.adapters.evm_abi import call_data
+from obol.adapters.evm_batching import BatchingSender
 from obol.adapters.evm_sender import Call, Mined, NotSent, Sender, Unmined
 from obol.adapters.failure_budget import FailureBudget
 from obol.adapters.witness_evm import EvmWitness, find_transfer
@@ -47,7 +48,7 @@ class Served:
     """One network that is served: its chain, who sends there, and the tokens that were found there."""
 
     chain: EvmChain
-    sender: Sender
+    sender: Sender | BatchingSender
     assets: tuple[Asset, ...]
 
 

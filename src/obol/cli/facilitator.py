@@ -51,6 +51,23 @@ def facilitator() -> None:
     help="Blocks until a settlement counts.",
 )
 @click.option(
+    "--batch-max",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Payments in one transaction, by our batcher contract.",
+)
+@click.option(
+    "--batch-wait",
+    "batch_wait_s",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    metavar="S",
+    help="Wait for others to fill a batch.",
+)
+@click.option(
     "--settle-wait",
     "settle_wait_s",
     type=click.FloatRange(min=0),
@@ -86,6 +103,8 @@ def run(  # noqa: PLR0913 - the options
     signer_address: str | None,
     max_gas_price: int,
     confirmations: int,
+    batch_max: int,
+    batch_wait_s: float,
     settle_wait_s: float,
     max_timeout_s: int,
     listen: str,
@@ -119,6 +138,8 @@ def run(  # noqa: PLR0913 - the options
         catalogue=settings.catalogue,
         limits=SendingLimits(max_fee_wei=max_gas_price * _GWEI),
         confirmations=confirmations,
+        batch_max=batch_max,
+        batch_wait_s=batch_wait_s,
         settle_wait_s=settle_wait_s,
         max_timeout_s=max_timeout_s,
     )

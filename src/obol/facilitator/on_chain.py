@@ -7,6 +7,7 @@ from pathlib import Path
 import structlog
 
 from obol.adapters.chain_evm import EvmChain
+from obol.adapters.evm_batching import BatchingSender
 from obol.adapters.evm_sender import DEFAULT_LIMITS, Sender, SendingLimits
 from obol.adapters.evm_signing import TransactionSigner
 from obol.adapters.facilitator_evm import EvmFacilitator, Served
@@ -29,6 +30,10 @@ class ChainSettings:
     """Folder of the senders' journals: what was sent must be found again after a restart."""
     catalogue: Catalogue = DEFAULT_CATALOGUE
     limits: SendingLimits = DEFAULT_LIMITS
+    batch_max: int = 1
+    """Payments in one transaction, at most; 1 sends each by itself."""
+    batch_wait_s: float = 0.05
+    """How long the first of a batch waits for company."""
     confirmations: int = 1
     settle_wait_s: float = 45.0
     """How long `/settle` waits for a block before it answers `settlement_pending`."""
@@ -58,9 +63,19 @@ async def open_on_chain(
             journal = settings.data_dir / f"facilitator-{chain.network.chain_id}-{signer.address.lower()}.sqlite3"
             sender = await Sender.open(chain, signer, journal, clock, log, limits=settings.limits)
             undo.push_async_callback(sender.close)
-            served.append(Served(chain, sender, assets))
+            served.append(Served(chain, await _batching(chain, sender, settings, log), assets))
         undo.pop_all()
     return EvmFacilitator(served, clock, settle_wait_s=settings.settle_wait_s, max_timeout_s=settings.max_timeout_s)
+
+
+async def _batching(
+    chain: EvmChain, sender: Sender, settings: ChainSettings, log: structlog.typing.FilteringBoundLogger
+) -> Sender | BatchingSender:
+    if settings.batch_max == 1:
+        return sender
+    return await BatchingSender.open(
+        chain, sender, log, batch_max=settings.batch_max, batch_wait_s=settings.batch_wait_s
+    )
 
 
 async def _open_chain(rpc: JsonRpc, settings: ChainSettings, undo: AsyncExitStack) -> EvmChain:
