@@ -126,7 +126,7 @@ class FacilitatorContract:
     async def test_a_cancelled_authorization_never_settles(self, facilitator: Facilitator, chain: DevnetChain) -> None:
         wanted = requirements()
         paid = pay(wanted)
-        await chain.cancel(USDC, BUYER.address, paid.payload.authorization.nonce)
+        await chain.cancel(USDC, BUYER.address, paid.payload.signed.nonce)
         verified = await facilitator.verify(paid, wanted)
         settlement = await facilitator.settle(paid, wanted)
         assert isinstance(verified, Refused)

@@ -10,7 +10,7 @@ from obol.adapters.chain_devnet import DevnetChain
 from obol.adapters.facilitator_devnet import DevnetFacilitator
 from obol.errors import FacilitatorUnavailableError
 from obol.x402.facilitator import Refused, SettleOutcome
-from obol.x402.models import PaymentPayload
+from obol.x402.models import ExactAuthorization, PaymentPayload
 from obol.x402.reasons import Reason
 from tests.adapters.facilitator_contract import FacilitatorContract
 from tests.adapters.payments import PRICE_ATOMIC, USDC, account, pay, requirements
@@ -58,7 +58,8 @@ async def test_numbers_and_addresses_in_other_forms_are_refused(
 ) -> None:
     wanted = requirements()
     paid = pay(wanted)
-    authorization = msgspec.structs.replace(paid.payload.authorization, **{field: text})
+    assert isinstance(paid.payload.signed, ExactAuthorization)
+    authorization = msgspec.structs.replace(paid.payload.signed, **{field: text})
     bent = PaymentPayload(wanted, msgspec.structs.replace(paid.payload, authorization=authorization))
     outcome = await facilitator.verify(bent, wanted)
     assert isinstance(outcome, Refused)

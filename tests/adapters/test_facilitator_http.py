@@ -32,7 +32,7 @@ from tests.fakes.facilitator import (
 
 WANTED = requirements()
 PAID = unsigned(WANTED)
-PAYER = PAID.payload.authorization.from_
+PAYER = PAID.payer
 TRANSACTION = "0x" + "ab" * 32
 
 
@@ -300,6 +300,7 @@ async def test_pending_is_neither_settled_nor_failed(client: HttpFacilitator, fa
         (RefuseSettle("invalid_exact_evm_failed_to_execute_transfer"), SettleOutcome.UNKNOWN),
         (RefuseSettle("some_reason_nobody_knows", TRANSACTION), SettleOutcome.UNKNOWN),
         (RefuseSettle("invalid_exact_evm_nonce_already_used"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("permit2_invalid_nonce"), SettleOutcome.UNKNOWN),
         (RefuseSettle("unexpected_settle_error"), SettleOutcome.UNKNOWN),
         (Lie(success=False, transaction=""), SettleOutcome.FAILED),
     ],

@@ -56,7 +56,7 @@ def asked(fakes: Fakes) -> tuple[int, int]:
 
 
 async def test_the_first_that_answers_verifies(ring: FacilitatorRing, fakes: Fakes) -> None:
-    assert await ring.verify(PAID, WANTED) == Accepted(PAID.payload.authorization.from_)
+    assert await ring.verify(PAID, WANTED) == Accepted(PAID.payer)
     await fakes[0].stop()
     assert isinstance(await ring.verify(PAID, WANTED), Accepted)
     assert (len(fakes[0].verified), len(fakes[1].verified)) == (1, 1)

@@ -140,7 +140,7 @@ async def test_verify_and_supported_are_the_facilitators(
 ) -> None:
     fake.behaviour = Ok()
     assert (await witnessed.supported()).kinds
-    assert await witnessed.verify(PAID, WANTED) == Accepted(PAID.payload.authorization.from_)
+    assert await witnessed.verify(PAID, WANTED) == Accepted(PAID.payer)
 
 
 async def test_a_cancelled_settle_is_cancelled(

@@ -104,12 +104,14 @@ async def test_what_was_not_sent_in_its_window_never_moves(witness: EvmWitness, 
     assert await witness.fate(paid, WANTED) == NeverMoves(EXPIRED)
 
 
-async def test_what_was_sent_in_its_window_is_found_after_it(witness: EvmWitness, anvil: Anvil) -> None:
+async def test_what_was_sent_in_its_window_is_found_long_after_it(fake: FakeRpc, anvil: Anvil) -> None:
+    witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA), newest_blocks=10)
     paid = await pay_until(anvil, 60)
     await anvil.send(USDC.address, transfer_call(paid))
     await anvil.pass_time(3600)
-    await anvil.mine(3000)
+    await anvil.mine(30)
     assert isinstance(await witness.fate(paid, WANTED), Moved)
+    await witness.close()
 
 
 async def test_a_settlement_that_is_not_deep_enough_is_still_open(fake: FakeRpc, anvil: Anvil) -> None:

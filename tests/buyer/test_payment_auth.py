@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -22,7 +23,9 @@ from obol.errors import (
     SettingsError,
     UnpayableError,
 )
+from obol.x402.headers import PAYMENT_SIGNATURE
 from obol.x402.models import SettleResponse
+from obol.x402.permit2 import PERMIT2_ADDRESS
 from tests.fakes.seller import (
     PAY_TO,
     TRANSACTION,
@@ -37,6 +40,8 @@ from tests.fakes.seller import (
     Serve,
     requirements,
 )
+
+OBOL = DEFAULT_CATALOGUE.asset(BASE_SEPOLIA, "obol")
 
 
 class MovableClock(SystemClock):
@@ -99,6 +104,50 @@ async def test_an_async_client_pays_too(seller: FakeSeller, signer: LocalSigner)
         response = await client.post(seller.url + "/v1/chat/completions", json=BODY)
 
     assert (response.status_code, auth.spent) == (200, "0.001")
+
+
+@pytest.fixture
+def obol_seller() -> Iterator[FakeSeller]:
+    with FakeSeller(asset=OBOL, price_atomic=5 * 10**16) as running:
+        yield running
+
+
+def test_an_asset_that_is_moved_by_permit2_is_paid_too(obol_seller: FakeSeller, signer: LocalSigner) -> None:
+    auth = PaymentAuth(signer, max_price="0.05")
+
+    assert post(obol_seller, auth).status_code == 200
+    payment = auth.last_payment
+    assert payment is not None
+    assert (payment.status, payment.amount, payment.asset, payment.pay_to) == (
+        PaymentStatus.PAID,
+        "0.05",
+        OBOL,
+        PAY_TO,
+    )
+    assert [seen.header for seen in obol_seller.paid] == [PAYMENT_SIGNATURE]
+
+
+@pytest.mark.parametrize("refusal", [Challenge("permit2_allowance_required"), Answer(412)])
+def test_a_refused_permit2_payment_says_what_must_be_allowed_once(
+    obol_seller: FakeSeller, signer: LocalSigner, refusal: Challenge | Answer
+) -> None:
+    obol_seller.then(refusal)
+    auth = PaymentAuth(signer)
+    with pytest.raises(PaymentRefusedError) as refused:
+        post(obol_seller, auth)
+    said = str(refused.value)
+    assert "permit2_allowance_required" in said or "http_412" in said
+    assert f"approve({PERMIT2_ADDRESS}, amount) of {OBOL.address}" in said
+    assert (auth.spent, auth.unknown_count, len(obol_seller.paid)) == ("0", 0, 1)
+
+
+def test_another_refusal_says_nothing_of_permit2(seller: FakeSeller, signer: LocalSigner) -> None:
+    seller.then(Challenge(), Answer(412))
+    auth = PaymentAuth(signer)
+    with pytest.raises(PaymentRefusedError) as refused:
+        post(seller, auth)
+    assert "Permit2" not in str(refused.value)
+    assert post(seller, auth).status_code == 412
 
 
 def test_what_is_free_costs_nothing(seller: FakeSeller, signer: LocalSigner) -> None:

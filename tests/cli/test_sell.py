@@ -113,10 +113,10 @@ def test_without_an_address_to_pay_nothing_is_sold(run: Run) -> None:
     assert (result.exit_code, "--pay-to" in result.stderr) == (2, True)
 
 
-def test_obol_as_payment_asset_is_refused_with_the_reason(run: Run) -> None:
-    result = run("sell", "inference", "x", "--upstream", nobody(), *GIVEN, "--payment-asset", "obol")
+def test_obol_on_the_devnet_is_refused_with_the_reason(run: Run) -> None:
+    result = run("sell", "inference", "x", "--upstream", nobody(), *GIVEN, "--payment-asset", "obol", "--devnet")
     assert result.exit_code == 2
-    assert "permit2, which cannot be settled yet: use usdc" in result.stderr
+    assert "permit2, which the devnet does not have: use usdc" in " ".join(result.stderr.split())
 
 
 def test_an_unreachable_upstream_is_exit_3_and_says_what_to_do(run: Run, tmp_path: Path) -> None:

@@ -26,24 +26,11 @@ _UNFINISHED = frozenset({"claimed", "serving", "served", "settling", "settle_unk
 
 
 @dataclass(frozen=True)
-class Shop:
-    """`url` sells `MODEL`; `facilitator` is what the gateway asks, true to `chain` unless told otherwise."""
+class Storefront:
+    """A gateway as anybody on the network sees it; `url` sells `MODEL`."""
 
     url: str
-    chain: DevnetChain
-    facilitator: FakeFacilitator
     http: aiohttp.ClientSession
-
-    async def fund(self, address: str) -> None:
-        """Give a buyer `PURSE_ATOMIC`."""
-        await self.chain.fund(USDC, address, PURSE_ATOMIC)
-
-    async def payments_of(self, address: str) -> list[Transfer]:
-        """What a buyer has paid the seller. Fails where that is not what is missing in the buyer's purse."""
-        moved = [move for move in await self.chain.transfers(USDC, payee=SELLER) if move.payer == address.lower()]
-        spent_atomic = PURSE_ATOMIC - await self.chain.balance(USDC, address)
-        assert spent_atomic == sum(move.amount_atomic for move in moved)
-        return moved
 
     async def get(self, path: str) -> Any:
         """A JSON document of the gateway."""
@@ -61,6 +48,25 @@ class Shop:
                 await asyncio.sleep(0.01)
 
 
+@dataclass(frozen=True)
+class Shop(Storefront):
+    """`facilitator` is what the gateway asks, true to `chain` unless told otherwise."""
+
+    chain: DevnetChain
+    facilitator: FakeFacilitator
+
+    async def fund(self, address: str) -> None:
+        """Give a buyer `PURSE_ATOMIC`."""
+        await self.chain.fund(USDC, address, PURSE_ATOMIC)
+
+    async def payments_of(self, address: str) -> list[Transfer]:
+        """What a buyer has paid the seller. Fails where that is not what is missing in the buyer's purse."""
+        moved = [move for move in await self.chain.transfers(USDC, payee=SELLER) if move.payer == address.lower()]
+        spent_atomic = PURSE_ATOMIC - await self.chain.balance(USDC, address)
+        assert spent_atomic == sum(move.amount_atomic for move in moved)
+        return moved
+
+
 @asynccontextmanager
 async def open_shop(upstream_url: str, folder: Path, **settings: Any) -> AsyncIterator[Shop]:
     """A shop while entered; `settings` are those of `GatewayConfig`."""
@@ -76,6 +82,6 @@ async def open_shop(upstream_url: str, folder: Path, **settings: Any) -> AsyncIt
                 "data_dir": folder,
             }
             async with Gateway(GatewayConfig(**(wanted | settings))) as gateway:
-                yield Shop(gateway.url, chain, facilitator, http)
+                yield Shop(gateway.url, http, chain, facilitator)
     finally:
         await chain.close()

@@ -6,7 +6,7 @@ from eth_abi.abi import encode
 from eth_account.signers.local import LocalAccount
 
 from obol.x402.eip712 import keccak
-from obol.x402.models import PaymentPayload
+from obol.x402.models import ExactAuthorization, PaymentPayload
 from tests.evm.anvil import USDC
 
 _DOMAIN = {
@@ -54,7 +54,8 @@ def cancel_call(wallet: LocalAccount, nonce_hex: str) -> bytes:
 
 
 def _values(paid: PaymentPayload) -> list[Any]:
-    wire = paid.payload.authorization
+    wire = paid.payload.signed
+    assert isinstance(wire, ExactAuthorization)
     window = [int(wire.value), int(wire.valid_after), int(wire.valid_before)]
     return [wire.from_, wire.to, *window, bytes.fromhex(wire.nonce[2:])]
 

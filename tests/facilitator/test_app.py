@@ -21,6 +21,8 @@ from obol.x402.models import (
 )
 from tests.adapters.payments import PRICE_ATOMIC, SELLER, USDC, account, pay, requirements
 from tests.facilitator.running import running
+from tests.x402.samples import BUYER as PERMIT2_BUYER
+from tests.x402.samples import OBOL_REQUIREMENTS, pay_obol
 
 BUYER = account()
 
@@ -114,22 +116,66 @@ async def test_a_v1_network_that_nobody_knows_is_invalid(http: aiohttp.ClientSes
     assert (settled["errorReason"], settled["network"]) == ("invalid_network", "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("accepted", "payload", "reason"),
-    [
-        ({"scheme": "upto"}, {"signature": "0x", "permit2Authorization": {}}, "unsupported_scheme"),
-        ({"scheme": "exact"}, {"signature": "0x", "permit2Authorization": {}}, "invalid_payload"),
-    ],
-)
-async def test_other_schemes_are_invalid_not_malformed(
-    http: aiohttp.ClientSession, url: str, accepted: dict[str, Any], payload: dict[str, Any], reason: str
-) -> None:
+async def test_other_schemes_are_invalid_not_malformed(http: aiohttp.ClientSession, url: str) -> None:
     asked = v2_body()
-    asked["paymentPayload"]["accepted"] |= accepted
-    asked["paymentPayload"]["payload"] = payload
+    asked["paymentPayload"]["accepted"]["scheme"] = "upto"
+    asked["paymentPayload"]["payload"] = {"signature": "0x", "permit2Authorization": {}}
     _, verified = await post(http, url + "/verify", asked)
     _, settled = await post(http, url + "/settle", asked)
-    assert verified["invalidReason"] == settled["errorReason"] == reason
+    assert verified["invalidReason"] == settled["errorReason"] == "unsupported_scheme"
+
+
+def permit2_body() -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.to_builtins(FacilitatorRequest(pay_obol(), OBOL_REQUIREMENTS))
+    return body
+
+
+async def test_permit2_is_no_payment_on_the_devnet(http: aiohttp.ClientSession, url: str) -> None:
+    _, verified = await post(http, url + "/verify", permit2_body())
+    _, settled = await post(http, url + "/settle", permit2_body())
+    assert verified == {
+        "isValid": False,
+        "invalidReason": "invalid_payload",
+        "invalidMessage": "permit2 is not supported on the devnet",
+        "payer": PERMIT2_BUYER.address,
+    }
+    assert (settled["success"], settled["errorReason"], settled["transaction"]) == (False, "invalid_payload", "")
+    assert settled["payer"] == PERMIT2_BUYER.address
+
+
+async def test_a_permit2_payment_reaches_the_facilitator_as_it_came(http: aiohttp.ClientSession) -> None:
+    facilitator = Scripted(Settlement(SettleOutcome.SETTLED, "0x" + "ab" * 32))
+    async with running(facilitator) as url:
+        assert await post(http, url + "/verify", permit2_body()) == (
+            200,
+            {"isValid": True, "payer": PERMIT2_BUYER.address},
+        )
+        status, settled = await post(http, url + "/settle", permit2_body())
+    assert (status, settled["success"], settled["payer"]) == (200, True, PERMIT2_BUYER.address)
+    assert facilitator.asked == [(pay_obol(), OBOL_REQUIREMENTS)] * 2
+
+
+async def test_v1_has_no_permit2(http: aiohttp.ClientSession, url: str) -> None:
+    asked = v1_body()
+    asked["paymentPayload"]["payload"] = permit2_body()["paymentPayload"]["payload"]
+    _, verified = await post(http, url + "/verify", asked)
+    _, settled = await post(http, url + "/settle", asked)
+    assert verified["invalidReason"] == settled["errorReason"] == "invalid_payload"
+    assert "v1 has no Permit2" in verified["invalidMessage"]
+
+
+@pytest.mark.parametrize("has_both", [False, True])
+async def test_a_payload_has_exactly_one_authorization(http: aiohttp.ClientSession, url: str, has_both: bool) -> None:
+    asked = v2_body()
+    payload = asked["paymentPayload"]["payload"]
+    if has_both:
+        payload |= permit2_body()["paymentPayload"]["payload"]
+    else:
+        del payload["authorization"]
+    status, problem = await post(http, url + "/verify", asked)
+    assert (status, problem["field"]) == (400, "paymentPayload.payload")
+    assert "`authorization`" in problem["error"]
+    assert "`permit2Authorization`" in problem["error"]
 
 
 def without(path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -247,13 +293,16 @@ class Scripted:
 
     def __init__(self, ending: Exception | Settlement) -> None:
         self.ending = ending
+        self.asked: list[tuple[PaymentPayload, PaymentRequirements]] = []
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyOutcome:
+        self.asked.append((payload, requirements))
         if isinstance(self.ending, Exception):
             raise self.ending
-        return Accepted(payload.payload.authorization.from_.lower())
+        return Accepted(payload.payer.lower())
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
+        self.asked.append((payload, requirements))
         if isinstance(self.ending, Exception):
             raise self.ending
         return self.ending

@@ -148,11 +148,11 @@ class MakeBelieve:
         self.moved: dict[tuple[str, str], str] = {}
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyOutcome:
-        return Accepted(payload.payload.authorization.from_.lower())
+        return Accepted(payload.payer.lower())
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
-        authorization = payload.payload.authorization
-        key = (authorization.from_.lower(), authorization.nonce.lower())
+        signed = payload.payload.signed
+        key = (signed.from_.lower(), signed.nonce.lower())
         transaction = "0x" + hashlib.sha256("/".join(key).encode()).hexdigest()
         return Settlement(SettleOutcome.SETTLED, self.moved.setdefault(key, transaction))
 
@@ -222,7 +222,7 @@ class FakeFacilitator:
         self.verified.append(asked)
         match self.behaviour:
             case RefuseVerify(reason):
-                return _json(VerifyResponse(False, reason, payer=asked.payment_payload.payload.authorization.from_))
+                return _json(VerifyResponse(False, reason, payer=asked.payment_payload.payer))
             case SlowVerify():
                 await self.release.wait()
         spoiled = self._spoiled()
@@ -302,7 +302,7 @@ def _json(answer: msgspec.Struct) -> web.Response:
 
 
 def _answer(asked: FacilitatorRequest, *, success: bool, transaction: str, reason: str | None) -> SettleResponse:
-    payer = asked.payment_payload.payload.authorization.from_
+    payer = asked.payment_payload.payer
     return SettleResponse(success, transaction, asked.payment_requirements.network, payer, reason)
 
 

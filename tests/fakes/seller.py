@@ -243,7 +243,11 @@ def requirements(asset: Asset, price_atomic: int, pay_to: str = PAY_TO) -> Payme
         asset=asset.address,
         pay_to=pay_to,
         max_timeout_seconds=300,
-        extra={"name": asset.eip712_name, "version": asset.eip712_version, "assetTransferMethod": "eip3009"},
+        extra={
+            "name": asset.eip712_name,
+            "version": asset.eip712_version,
+            "assetTransferMethod": asset.transfer_method.value,
+        },
     )
 
 

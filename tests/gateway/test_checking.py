@@ -126,7 +126,7 @@ async def test_a_payment_for_other_requirements_is_shown_ours(shop: Shop) -> Non
 
 async def test_a_cancelled_authorization_is_refused(shop: Shop) -> None:
     payload = shop.sign()
-    await shop.chain.cancel(USDC, shop.signer.address, payload.payload.authorization.nonce)
+    await shop.chain.cancel(USDC, shop.signer.address, payload.payload.signed.nonce)
     answer = await shop.post(payment_headers(payload, 2))
     assert (answer.status, await shop.states()) == (402, [])
 

@@ -22,11 +22,18 @@ PAY_TO = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
 USDC = DEFAULT_CATALOGUE.asset(BASE_SEPOLIA, "usdc")
 OFFER = Offer("demo", "http://127.0.0.1:1", (Model("m", "m"),), USDC, PAY_TO, 1000)
 REQUIREMENTS = build_requirements(OFFER)
+OBOL = DEFAULT_CATALOGUE.asset(BASE_SEPOLIA, "obol")
+OBOL_OFFER = Offer("demo", "http://127.0.0.1:1", (Model("m", "m"),), OBOL, PAY_TO, 5 * 10**16)
+OBOL_REQUIREMENTS = build_requirements(OBOL_OFFER)
 SECP256K1_N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 def pay(requirements: PaymentRequirements = REQUIREMENTS, nonce: bytes = b"\x42" * 32) -> PaymentPayload:
     return sign_exact(BUYER, requirements, USDC, now_s=NOW_S, nonce=nonce)
+
+
+def pay_obol(requirements: PaymentRequirements = OBOL_REQUIREMENTS, nonce: bytes = b"\x42" * 32) -> PaymentPayload:
+    return sign_exact(BUYER, requirements, OBOL, now_s=NOW_S, nonce=nonce)
 
 
 def as_v2(payload: PaymentPayload) -> dict[str, Any]:
@@ -59,6 +66,10 @@ def read_fields(fields: object) -> Presented:
 
 def verifier() -> ExactVerifier:
     return ExactVerifier(REQUIREMENTS, USDC, max_validity_s=MAX_VALIDITY_S)
+
+
+def obol_verifier() -> ExactVerifier:
+    return ExactVerifier(OBOL_REQUIREMENTS, OBOL, max_validity_s=MAX_VALIDITY_S)
 
 
 def high_s_twin(signature: bytes) -> bytes:

@@ -10,7 +10,7 @@ from x402.schemas.v1 import PaymentRequiredV1
 from obol.core.networks import BASE_SEPOLIA
 from obol.x402.challenge import build_challenge
 from obol.x402.models import ResourceInfo
-from tests.x402.samples import PAY_TO, REQUIREMENTS, USDC
+from tests.x402.samples import OBOL, OBOL_REQUIREMENTS, PAY_TO, REQUIREMENTS, USDC
 
 RESOURCE = ResourceInfo("https://seller.example/v1/chat/completions", "Chat", "application/json")
 CHALLENGE = build_challenge(REQUIREMENTS, BASE_SEPOLIA, RESOURCE, error="payment required")
@@ -61,6 +61,16 @@ def test_the_body_is_a_v1_challenge_with_every_field_that_the_v1_client_asks_for
 def test_the_official_sdk_reads_the_body_as_v1() -> None:
     theirs = PaymentRequiredV1.model_validate_json(CHALLENGE.body)
     assert json.loads(CHALLENGE.body) == theirs.model_dump(by_alias=True, exclude_none=True)
+
+
+def test_what_is_moved_by_permit2_is_offered_in_v2_alone() -> None:
+    challenge = build_challenge(OBOL_REQUIREMENTS, BASE_SEPOLIA, RESOURCE, error="payment required")
+    theirs = decode_payment_required_header(challenge.header)
+    assert isinstance(theirs, PaymentRequired)
+    assert [(offer.asset, offer.extra["assetTransferMethod"]) for offer in theirs.accepts] == [
+        (OBOL.address, "permit2")
+    ]
+    assert PaymentRequiredV1.model_validate_json(challenge.body).accepts == []
 
 
 @given(st.text(), st.text(), st.text())

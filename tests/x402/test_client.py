@@ -13,6 +13,7 @@ from x402.mechanisms.evm.verify import verify_eoa_signature
 
 from obol.core.networks import BASE_SEPOLIA, DEFAULT_CATALOGUE
 from obol.errors import BudgetExceededError, PeerProtocolError, UnpayableError
+from obol.x402.authorization import Permit, parse_authorization
 from obol.x402.challenge import build_challenge
 from obol.x402.client import (
     MAX_VALIDITY_S,
@@ -27,11 +28,27 @@ from obol.x402.client import (
 from obol.x402.exact import Verified
 from obol.x402.headers import encode_header, read_presented
 from obol.x402.models import PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
+from obol.x402.permit2 import EXACT_PROXY
 from obol.x402.receipts import settle_header
-from tests.x402.samples import BUYER, NOW_S, PAY_TO, REQUIREMENTS, USDC, pay, verifier
+from obol.x402.v1 import V1PaymentRequired, v1_requirements
+from tests.x402.samples import (
+    BUYER,
+    NOW_S,
+    OBOL,
+    OBOL_REQUIREMENTS,
+    PAY_TO,
+    REQUIREMENTS,
+    USDC,
+    obol_verifier,
+    pay,
+    verifier,
+)
 
 CHALLENGE = build_challenge(
     REQUIREMENTS, BASE_SEPOLIA, ResourceInfo("https://seller.example/v1", "Chat"), error="payment required"
+)
+OBOL_CHALLENGE = build_challenge(
+    OBOL_REQUIREMENTS, BASE_SEPOLIA, ResourceInfo("https://seller.example/v1", "Chat"), error="payment required"
 )
 NONCE = b"\x42" * 32
 
@@ -199,18 +216,51 @@ def test_the_asset_is_found_by_network_and_address_in_any_spelling() -> None:
 
 
 def test_v2_is_valid_from_the_beginning_until_the_sellers_timeout() -> None:
-    authorization = pay().payload.authorization
-    assert ("0", str(int(NOW_S) + 300)) == (authorization.valid_after, authorization.valid_before)
+    authorization = parse_authorization(pay().payload)
+    assert (0, int(NOW_S) + 300) == (authorization.valid_after_s, authorization.valid_before_s)
+
+
+def test_an_asset_is_paid_by_the_method_that_it_is_moved_by() -> None:
+    challenge = read_challenge(402, {"PAYMENT-REQUIRED": OBOL_CHALLENGE.header}, b"{}")
+    chosen = choose(challenge, DEFAULT_CATALOGUE)
+    asset = find_asset(chosen, DEFAULT_CATALOGUE)
+    assert asset == OBOL
+    payload = sign_exact(BUYER, chosen, asset, now_s=NOW_S, nonce=NONCE)
+    authorization = parse_authorization(payload.payload)
+    assert authorization.permit == Permit(OBOL.address.lower(), EXACT_PROXY)
+    assert (authorization.valid_after_s, authorization.valid_before_s) == (0, int(NOW_S) + 300)
+    presented = read_presented([], [payment_headers(payload, 2)["PAYMENT-SIGNATURE"]], DEFAULT_CATALOGUE)
+    assert presented is not None
+    assert isinstance(obol_verifier().verify(presented, NOW_S), Verified)
+
+
+def test_a_v1_seller_cannot_ask_for_what_is_moved_by_permit2() -> None:
+    old = v1_requirements(OBOL_REQUIREMENTS, BASE_SEPOLIA, ResourceInfo("https://seller.example/"))
+    challenge = read_challenge(402, {}, msgspec.json.encode(V1PaymentRequired(accepts=[old])))
+    with pytest.raises(UnpayableError, match="OBOL would be moved by 'eip3009': only permit2"):
+        choose(challenge, DEFAULT_CATALOGUE)
+    named = msgspec.structs.replace(old, extra=OBOL_REQUIREMENTS.extra)
+    challenge = read_challenge(402, {}, msgspec.json.encode(V1PaymentRequired(accepts=[named])))
+    with pytest.raises(UnpayableError, match="OBOL is moved by permit2, which x402 v1 does not have"):
+        choose(challenge, DEFAULT_CATALOGUE)
+    with pytest.raises(ValueError, match="not payable"):
+        sign_exact(BUYER, OBOL_REQUIREMENTS, OBOL, now_s=NOW_S, nonce=NONCE, version=1)
+
+
+@pytest.mark.parametrize("extra", [{}, {"name": "Other", "version": "9"}])
+def test_permit2_does_not_ask_for_the_tokens_domain(extra: dict[str, str]) -> None:
+    wanted = msgspec.structs.replace(OBOL_REQUIREMENTS, extra={"assetTransferMethod": "permit2", **extra})
+    assert wanted is choose(required(wanted), DEFAULT_CATALOGUE)
 
 
 def test_v1_is_valid_from_ten_minutes_ago() -> None:
     payload = sign_exact(BUYER, REQUIREMENTS, USDC, now_s=NOW_S, nonce=NONCE, version=1)
-    assert str(int(NOW_S) - 600) == payload.payload.authorization.valid_after
+    assert int(NOW_S) - 600 == parse_authorization(payload.payload).valid_after_s
 
 
 def test_validity_is_capped_whatever_the_seller_asks() -> None:
     payload = sign_exact(BUYER, changed(max_timeout_seconds=10**9), USDC, now_s=NOW_S, nonce=NONCE)
-    assert str(int(NOW_S) + MAX_VALIDITY_S) == payload.payload.authorization.valid_before
+    assert int(NOW_S) + MAX_VALIDITY_S == parse_authorization(payload.payload).valid_before_s
 
 
 @given(st.integers(0, 2**256 - 1), st.binary(min_size=32, max_size=32), st.sampled_from([1, 2]))

@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,28 @@ import pytest
 from coincurve import PrivateKey
 from coincurve.ecdsa import der_to_cdata, serialize_compact
 from eth_account import Account
+from eth_account.messages import encode_typed_data
 from eth_utils.address import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
+from x402.mechanisms.evm.constants import PERMIT2_WITNESS_TYPES
 from x402.mechanisms.evm.eip712 import hash_domain, hash_eip3009_authorization
 from x402.mechanisms.evm.types import ExactEIP3009Authorization, TypedDataDomain
 
 from obol.core.money import UINT256_MAX
-from obol.x402.authorization import Authorization
-from obol.x402.eip712 import address_of, authorization_digest, checksum_address, domain_separator, keccak, recover
-from tests.x402.samples import BUYER, SECP256K1_N, USDC, high_s_twin
+from obol.x402.authorization import Authorization, Permit
+from obol.x402.eip712 import (
+    address_of,
+    authorization_digest,
+    checksum_address,
+    domain_separator,
+    keccak,
+    permit2_domain_separator,
+    recover,
+    signing_domain,
+)
+from obol.x402.permit2 import PERMIT2_ADDRESS
+from tests.x402.samples import BUYER, OBOL, SECP256K1_N, USDC, high_s_twin
 
 VECTORS = Path(__file__).parents[3] / "shared" / "vectors" / "wycheproof"
 DIGEST = bytes(range(32))
@@ -95,6 +108,73 @@ def test_digests_agree_with_the_official_sdk(authorization: Authorization) -> No
         "2",
     )
     assert theirs == authorization_digest(domain_separator("USDC", "2", 84532, USDC.address), authorization)
+
+
+permits = st.builds(Permit, token=addresses, spender=addresses)
+
+
+def official_permit2(authorization: Authorization, permit: Permit, chain_id: int) -> dict[str, Any]:
+    """The typed data of the official SDK's types and domain."""
+    return {
+        "domain": {"name": "Permit2", "chainId": chain_id, "verifyingContract": PERMIT2_ADDRESS},
+        "types": {
+            **PERMIT2_WITNESS_TYPES,
+            "EIP712Domain": [
+                {"name": "name", "type": "string"},
+                {"name": "chainId", "type": "uint256"},
+                {"name": "verifyingContract", "type": "address"},
+            ],
+        },
+        "primaryType": "PermitWitnessTransferFrom",
+        "message": {
+            "permitted": {"token": permit.token, "amount": authorization.value_atomic},
+            "spender": permit.spender,
+            "nonce": int(authorization.nonce, 16),
+            "deadline": authorization.valid_before_s,
+            "witness": {"to": authorization.to, "validAfter": authorization.valid_after_s},
+        },
+    }
+
+
+@given(authorizations, permits, st.integers(1, 2**63))
+def test_permit2_digests_agree_with_eth_account_over_the_official_types(
+    authorization: Authorization, permit: Permit, chain_id: int
+) -> None:
+    theirs = encode_typed_data(full_message=official_permit2(authorization, permit, chain_id))
+    domain = permit2_domain_separator(chain_id)
+    assert theirs.header == domain
+    assert keccak(b"\x19\x01" + theirs.header + theirs.body) == authorization_digest(
+        domain, replace(authorization, permit=permit)
+    )
+
+
+@given(authorizations, permits)
+def test_every_field_of_a_permit2_authorization_but_the_payer_is_signed(
+    authorization: Authorization, permit: Permit
+) -> None:
+    domain, signed = permit2_domain_separator(1), replace(authorization, permit=permit)
+    others: list[Authorization] = [
+        replace(signed, to=_other(signed.to)),
+        replace(signed, nonce=_other(signed.nonce)),
+        replace(signed, value_atomic=signed.value_atomic ^ 1),
+        replace(signed, valid_after_s=signed.valid_after_s ^ 1),
+        replace(signed, valid_before_s=signed.valid_before_s ^ 1),
+        replace(signed, permit=Permit(_other(permit.token), permit.spender)),
+        replace(signed, permit=Permit(permit.token, _other(permit.spender))),
+        replace(signed, permit=None),
+    ]
+    digests = {authorization_digest(domain, other) for other in [signed, *others]}
+    assert len(digests) == len(others) + 1
+
+
+def _other(text: str) -> str:
+    return text[:-1] + f"{int(text[-1], 16) ^ 1:x}"
+
+
+def test_an_asset_is_signed_for_in_the_domain_of_its_method() -> None:
+    assert signing_domain(USDC) == domain_separator("USDC", "2", 84532, USDC.address)
+    assert signing_domain(OBOL) == permit2_domain_separator(84532)
+    assert signing_domain(OBOL) != permit2_domain_separator(1)
 
 
 @given(st.binary(min_size=32, max_size=32))

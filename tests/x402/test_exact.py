@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from obol.adapters.signer_local import LocalSigner
 from obol.core.networks import BASE, BASE_SEPOLIA, DEFAULT_CATALOGUE
 from obol.core.sale import ClaimKey
-from obol.errors import MalformedPaymentError, SettingsError
+from obol.errors import MalformedPaymentError
 from obol.x402.eip712 import authorization_digest, domain_separator
 from obol.x402.exact import (
     Authorization,
@@ -105,12 +105,6 @@ def test_requirements_say_everything_that_a_client_signs_with() -> None:
 
 def test_addresses_are_emitted_in_eip_55_however_they_were_configured() -> None:
     assert build_requirements(replace(OFFER, pay_to=PAY_TO.lower())) == REQUIREMENTS
-
-
-def test_an_asset_that_needs_permit2_is_refused() -> None:
-    obol = DEFAULT_CATALOGUE.asset(BASE_SEPOLIA, "obol")
-    with pytest.raises(SettingsError, match="--payment-asset: OBOL on base-sepolia needs permit2"):
-        build_requirements(replace(OFFER, asset=obol))
 
 
 # --- matching

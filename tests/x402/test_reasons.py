@@ -1,5 +1,7 @@
 import re
 
+from x402.mechanisms.evm import constants
+
 from obol.x402.reasons import Reason
 
 
@@ -16,3 +18,9 @@ def test_the_verifiers_reasons_are_those_of_the_specification() -> None:
         Reason.RECIPIENT_MISMATCH: prefix + "recipient_mismatch",
         Reason.SIGNATURE: prefix + "signature",
     } == {reason: reason.value for reason in Reason if reason.value.startswith(prefix)}
+
+
+def test_the_reasons_of_permit2_are_those_of_the_official_sdk() -> None:
+    official = {value for name, value in vars(constants).items() if name.startswith("ERR_PERMIT2_")}
+    ours = {reason.value for reason in Reason if reason.name.startswith("PERMIT2_")}
+    assert ours - official == {"permit2_invalid_nonce", "permit2_payment_too_early"}  # only in its code

@@ -32,11 +32,12 @@ _TEXT_LIMIT = 200
 
 
 class RevertedError(Exception):
-    """A simulated call reverted. `text` is the contract's own, "" where it gave none."""
+    """A simulated call reverted. `text` is the contract's own, "" where it gave none; `data` all that it returned."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, data: bytes = b"") -> None:
         super().__init__(text)
         self.text = text
+        self.data = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class SentTransaction:
+    """What a transaction asks for. `to` in lower case, "" where it makes a contract."""
+
+    to: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TransactionReceipt:
     """A mined transaction."""
 
@@ -79,6 +88,11 @@ class TransactionReceipt:
     logs: tuple[Log, ...]
     gas_used: int
     effective_gas_price_wei: int
+
+
+class _WireTransaction(msgspec.Struct, frozen=True):
+    to: str | None
+    input: str
 
 
 class _WireLog(msgspec.Struct, frozen=True, rename="camel"):
@@ -137,8 +151,9 @@ class EvmChain:
         try:
             return _data(await self.rpc.call("eth_call", [asked, "latest" if block is None else hex(block)]))
         except RpcRefusedError as refused:
-            if refused.code in _REVERTS and ("revert" in str(refused) or _revert_text(refused)):
-                raise RevertedError(_revert_text(refused)) from None
+            data = _revert_data(refused)
+            if refused.code in _REVERTS and ("revert" in str(refused) or data):
+                raise RevertedError(_revert_text(data), data) from None
             raise ChainUnavailableError(f"the node refuses the call: {refused}") from refused
 
     async def token_domain(self, token: str) -> TokenDomain | None:
@@ -156,6 +171,10 @@ class EvmChain:
     async def balance(self, token: str, owner: str) -> int:
         """Atomic units of a token."""
         return await self._read(token, call_data("balanceOf(address)", owner), decode_uint)
+
+    async def allowance(self, token: str, owner: str, spender: str) -> int:
+        """Atomic units of a token that `spender` may move."""
+        return await self._read(token, call_data("allowance(address,address)", owner, spender), decode_uint)
 
     async def native_balance(self, address: str) -> int:
         """Wei."""
@@ -199,14 +218,13 @@ class EvmChain:
         """Broadcast a signed transaction; its hash. Raises `RpcRefusedError` when the node will not take it."""
         return _hash(await self.rpc.call("eth_sendRawTransaction", ["0x" + raw.hex()]))
 
-    async def transaction_input(self, transaction: str) -> bytes | None:
-        """The call data of a transaction; None for one that the node does not know."""
+    async def transaction(self, transaction: str) -> SentTransaction | None:
+        """Whom a transaction calls with what; None for one that the node does not know."""
         result = await self.rpc.call("eth_getTransactionByHash", [transaction])
         if result is None:
             return None
-        if not isinstance(result, dict):
-            raise _nonsense("a transaction")
-        return _data(result.get("input"))
+        wire = _typed(result, _WireTransaction)
+        return SentTransaction((wire.to or "").lower(), _data(wire.input))
 
     async def logs(
         self, address: str, topics: Sequence[str | Sequence[str] | None], from_block: int, to_block: int
@@ -313,12 +331,14 @@ def _data(value: Any) -> bytes:
     return bytes.fromhex(value[2:])
 
 
-def _revert_text(refused: RpcRefusedError) -> str:
-    """The reason string that a contract reverted with: from the data, where it is the standard error."""
+def _revert_data(refused: RpcRefusedError) -> bytes:
+    """What the contract returned; nodes give it as it is, or in an object."""
     data = refused.data.get("data") if isinstance(refused.data, dict) else refused.data
-    if not isinstance(data, str) or _DATA.fullmatch(data) is None:
-        return ""
-    raw = bytes.fromhex(data[2:])
+    return bytes.fromhex(data[2:]) if isinstance(data, str) and _DATA.fullmatch(data) else b""
+
+
+def _revert_text(raw: bytes) -> str:
+    """The reason string, where what was returned is the standard error."""
     if raw[:4] != _ERROR_STRING:
         return ""
     try:

@@ -18,6 +18,8 @@ from obol.errors import ChainUnavailableError
 
 BATCH_MAX = 64
 """More is not worth it: from 20 on a payment costs the same gas, and a block has an end."""
+_BATCH_GAS = 14_000_000
+"""Gas limits of one batch, added up: with what goes on top it is under the 2^24 of a transaction (EIP-7825)."""
 _DEPLOY_KEY = "batcher"
 _DEPLOY_GAS = 500_000
 _DEPLOY_WAIT_S = 60.0
@@ -80,6 +82,10 @@ class BatchingSender:
 
     async def run(self, call: Call, *, wait_s: float) -> Sent | NotSent:
         """See `Sender`. `wait_s` counts from when its batch is sent."""
+        if call.is_alone:
+            return await self._sender.run(call, wait_s=wait_s)
+        if sum(one.call.gas_limit for one in self._waiting) + call.gas_limit > _BATCH_GAS:
+            self._flush()
         waiting = _Waiting(call, wait_s)
         self._waiting.append(waiting)
         if len(self._waiting) >= self._max:

@@ -49,6 +49,8 @@ class Call:
     to: str
     data: bytes = field(repr=False)
     gas_limit: int
+    is_alone: bool = False
+    """It must have a transaction of its own."""
 
 
 @dataclass(frozen=True, slots=True)

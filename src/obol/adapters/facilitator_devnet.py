@@ -10,7 +10,7 @@ from obol.x402.exact import SCHEME, SETTLE_MARGIN_S
 from obol.x402.facilitator import Refused, Settlement, SettleOutcome, VerifyOutcome
 from obol.x402.models import PaymentPayload, PaymentRequirements, SupportedKind, SupportedResponse
 from obol.x402.reasons import Reason
-from obol.x402.transfer_order import read_order
+from obol.x402.transfer_order import TransferOrder, read_order
 
 
 class DevnetFacilitator:
@@ -21,7 +21,7 @@ class DevnetFacilitator:
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyOutcome:
         """See the port. The window must be open for `SETTLE_MARGIN_S` more, so that settling can follow."""
-        order = read_order(payload, requirements, self.chain.assets)
+        order = self._read(payload, requirements)
         if isinstance(order, Refused):
             return order
         if order.authorization.valid_before_s < self.chain.now_s() + SETTLE_MARGIN_S:
@@ -33,7 +33,7 @@ class DevnetFacilitator:
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
         """See the port. A settlement that was made is found again, however late it is asked for."""
-        order = read_order(payload, requirements, self.chain.assets)
+        order = self._read(payload, requirements)
         if isinstance(order, Refused):
             return Settlement(SettleOutcome.FAILED, "", order.reason, order.message)
         try:
@@ -42,6 +42,11 @@ class DevnetFacilitator:
             return Settlement(
                 SettleOutcome.UNKNOWN, "", Reason.UNEXPECTED_SETTLE_ERROR, "the devnet cannot be written: ask again"
             )
+
+    def _read(self, payload: PaymentPayload, requirements: PaymentRequirements) -> TransferOrder | Refused:
+        if payload.payload.is_permit2:
+            return Refused(Reason.INVALID_PAYLOAD, "permit2 is not supported on the devnet")
+        return read_order(payload, requirements, self.chain.assets)
 
     async def supported(self) -> SupportedResponse:
         """Both protocol versions of `exact` on every network of the chain."""

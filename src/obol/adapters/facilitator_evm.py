@@ -11,36 +11,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from obol.adapters.chain_evm import EvmChain, RevertedError, TransactionReceipt
-from obol.adapters.evm_abi import call_data
 from obol.adapters.evm_batching import BatchingSender
 from obol.adapters.evm_sender import Call, Mined, NotSent, Sender, Unmined
+from obol.adapters.evm_transfers import refusal_of, transfer_call
 from obol.adapters.failure_budget import FailureBudget
 from obol.adapters.witness_evm import EvmWitness, find_transfer
+from obol.adapters.witness_permit2 import find_payment
 from obol.core.clock import Clock
-from obol.core.networks import Asset
+from obol.core.networks import Asset, TransferMethod
 from obol.errors import ChainUnavailableError, FacilitatorUnavailableError, LedgerUnavailableError
-from obol.x402.authorization import Authorization
-from obol.x402.eip712 import authorization_digest, domain_separator, recover
-from obol.x402.exact import SCHEME, SETTLE_MARGIN_S
+from obol.x402.checks import REASONS, outside_window
+from obol.x402.eip712 import authorization_digest, recover, signing_domain
+from obol.x402.exact import SCHEME
 from obol.x402.facilitator import Accepted, Refused, Settlement, SettleOutcome, VerifyOutcome
+from obol.x402.gas_sponsoring import GAS_SPONSORING, permit_expired
 from obol.x402.models import PaymentPayload, PaymentRequirements, SupportedKind, SupportedResponse
+from obol.x402.permit2 import PERMIT2_ADDRESS, allowance_advice
 from obol.x402.reasons import Reason
 from obol.x402.transfer_order import TransferOrder, read_order
 from obol.x402.witness import Moved, NeverMoves
 
-GAS_LIMIT = 300_000
-"""A FiatToken transfer takes 80,000 to 100,000; a contract wallet's signature check comes on top."""
-_WORDS = "address,address,uint256,uint256,uint256,bytes32"
-_BY_PARTS = f"transferWithAuthorization({_WORDS},uint8,bytes32,bytes32)"
-_BY_BYTES = f"transferWithAuthorization({_WORDS},bytes)"
-_REVERTS = (
-    ("authorization is used or canceled", Reason.AUTHORIZATION_USED),
-    ("authorization is expired", Reason.VALID_BEFORE),
-    ("authorization is not yet valid", Reason.VALID_AFTER),
-    ("transfer amount exceeds balance", Reason.INSUFFICIENT_BALANCE),
-    ("invalid signature", Reason.SIGNATURE),
-)
-"""What tokens say when they revert, and the reason it is."""
+GAS_LIMIT = 150_000
+"""A transfer takes 80,000 to 130,000."""
+_WALLET_GAS = 150_000
+"""For a contract wallet's own check of its signature, on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +64,7 @@ class EvmFacilitator:
         self._max_timeout_s = max_timeout_s
         self._budget = FailureBudget(clock)
         self._under_way: dict[str, asyncio.Task[Settlement]] = {}
-        self._domains = {
-            asset: domain_separator(asset.eip712_name, asset.eip712_version, asset.network.chain_id, asset.address)
-            for asset in self._assets
-        }
+        self._domains = {asset: signing_domain(asset) for asset in self._assets}
 
     @property
     def served(self) -> Collection[Served]:
@@ -116,7 +107,9 @@ class EvmFacilitator:
             for version, name in ((2, network.caip2), (1, network.name))
         ]
         senders = list(dict.fromkeys(served.sender.address for served in self._served.values()))
-        return SupportedResponse(kinds, signers={"eip155:*": senders})
+        by_permit2 = any(asset.transfer_method is TransferMethod.PERMIT2 for asset in self._assets)
+        extensions = [GAS_SPONSORING] if by_permit2 else []
+        return SupportedResponse(kinds, extensions, signers={"eip155:*": senders})
 
     async def close(self) -> None:
         """See the port. What is being settled is waited for."""
@@ -137,15 +130,18 @@ class EvmFacilitator:
     async def _refusal(self, order: TransferOrder) -> Refused | None:
         """Why a settlement would fail now, or None."""
         authorization, now_s = order.authorization, self._clock.now_s()
-        if authorization.valid_before_s < now_s + SETTLE_MARGIN_S:
-            return Refused(Reason.VALID_BEFORE, "the authorization has expired or is about to")
-        if authorization.valid_after_s > now_s:
-            return Refused(Reason.VALID_AFTER, "the authorization is not valid yet")
+        refused = outside_window(authorization, now_s)
+        if refused is None and order.token_permit is not None:
+            refused = permit_expired(order.token_permit, now_s)
+        if refused is not None:
+            return refused
         if self._budget.is_spent(authorization.payer):
             return Refused(Reason.FAILURE_BUDGET, "too many of this payer's settlements reverted of late")
         served = self._served[order.asset.network.caip2]
         if not self._is_own_signature(order) and not await served.chain.code(authorization.payer):
-            return Refused(Reason.SIGNATURE, "not signed by the payer, which is no contract wallet either")
+            return Refused(
+                REASONS[authorization.method].signature, "not signed by the payer, which is no contract wallet either"
+            )
         return await self._simulate(served, order)
 
     def _is_own_signature(self, order: TransferOrder) -> bool:
@@ -154,10 +150,23 @@ class EvmFacilitator:
         return recover(digest, order.signature) == order.authorization.payer
 
     async def _simulate(self, served: Served, order: TransferOrder) -> Refused | None:
+        to, data = transfer_call(order)
         try:
-            await served.chain.call(order.asset.address, transfer_data(order), sender=served.sender.address)
+            await served.chain.call(to, data, sender=served.sender.address)
         except RevertedError as reverted:
-            return _reverted(reverted.text)
+            refused = refusal_of(reverted, order.authorization.method)
+            if refused.reason == Reason.SIMULATION_FAILED and order.authorization.permit is not None:
+                return await self._permit2_flaw(served, order) or refused
+            return refused
+        return None
+
+    async def _permit2_flaw(self, served: Served, order: TransferOrder) -> Refused | None:
+        """Permit2 does not say why the token refused it."""
+        token, payer, value_atomic = order.asset.address, order.authorization.payer, order.authorization.value_atomic
+        if await served.chain.balance(token, payer) < value_atomic:
+            return Refused(Reason.INSUFFICIENT_BALANCE, "the payer does not have the amount")
+        if await served.chain.allowance(token, payer, PERMIT2_ADDRESS) < value_atomic:
+            return Refused(Reason.PERMIT2_ALLOWANCE_REQUIRED, allowance_advice(order.asset))
         return None
 
     # -------------------------------------------------------------------------------------------------- settling
@@ -171,7 +180,7 @@ class EvmFacilitator:
             known = await served.sender.known(key, wait_s=wait_s)
             sent = known or await self._send(served, key, order, wait_s)
             if isinstance(sent, Refused):
-                return await self._why_refused(served, sent, payload, requirements)
+                return await self._why_refused(served, sent, order, payload, requirements)
             if isinstance(sent, Mined):
                 return await self._outcome(served, sent.receipt, order, payload, requirements)
         except ChainUnavailableError as error:
@@ -189,9 +198,10 @@ class EvmFacilitator:
         refused = await self._refusal(order)
         if refused is not None:
             return refused
-        return await served.sender.run(
-            Call((key,), order.asset.address, transfer_data(order), GAS_LIMIT), wait_s=wait_s
-        )
+        is_permit2 = order.authorization.permit is not None  # no log names it: it needs a transaction of its own
+        gas_limit = GAS_LIMIT if self._is_own_signature(order) else GAS_LIMIT + _WALLET_GAS
+        call = Call((key,), *transfer_call(order), gas_limit, is_alone=is_permit2)
+        return await served.sender.run(call, wait_s=wait_s)
 
     async def _outcome(
         self,
@@ -202,7 +212,7 @@ class EvmFacilitator:
         requirements: PaymentRequirements,
     ) -> Settlement:
         """What a mined transaction did for this payment."""
-        moved = find_transfer(receipt.logs, requirements, order.authorization) if receipt.is_success else None
+        moved = _find(receipt, order, requirements) if receipt.is_success else None
         if moved is not None:
             return Settlement(SettleOutcome.SETTLED, moved.transaction, log_index=moved.log_index)
         self._budget.note_failure(order.authorization.payer)
@@ -213,10 +223,16 @@ class EvmFacilitator:
         return Settlement(SettleOutcome.FAILED, receipt.transaction, Reason.TRANSACTION_FAILED, message)
 
     async def _why_refused(
-        self, served: Served, refused: Refused, payload: PaymentPayload, requirements: PaymentRequirements
+        self,
+        served: Served,
+        refused: Refused,
+        order: TransferOrder,
+        payload: PaymentPayload,
+        requirements: PaymentRequirements,
     ) -> Settlement:
         """A used authorization, or one whose window has closed, may have paid: the chain tells."""
-        if refused.reason not in (Reason.AUTHORIZATION_USED, Reason.VALID_BEFORE):
+        reasons = REASONS[order.authorization.method]
+        if refused.reason not in (reasons.used, reasons.valid_before):
             return _failed(refused)
         fate = await EvmWitness(served.chain).fate(payload, requirements)
         match fate:
@@ -224,43 +240,22 @@ class EvmFacilitator:
                 return Settlement(SettleOutcome.SETTLED, transaction, log_index=log_index)
             case NeverMoves():
                 return _failed(refused)
-        if refused.reason == Reason.AUTHORIZATION_USED:  # not deep enough to be sure
+        if refused.reason == reasons.used:  # not deep enough to be sure
             return _pending("")
         return _failed(refused)
 
 
-def transfer_data(order: TransferOrder) -> bytes:
-    """The call that moves the money: by (v, r, s) for an ordinary signature, else by its bytes."""
-    authorization, signature = order.authorization, order.signature
-    words = _words(authorization)
-    if len(signature) != 65:
-        return call_data(_BY_BYTES, *words, signature)
-    v = signature[64] if signature[64] >= 27 else signature[64] + 27  # tokens revert on 0 and 1
-    return call_data(_BY_PARTS, *words, v, signature[:32], signature[32:64])
-
-
-def _words(authorization: Authorization) -> tuple[str, str, int, int, int, bytes]:
-    return (
-        authorization.payer,
-        authorization.to,
-        authorization.value_atomic,
-        authorization.valid_after_s,
-        authorization.valid_before_s,
-        bytes.fromhex(authorization.nonce[2:]),
-    )
+def _find(receipt: TransactionReceipt, order: TransferOrder, requirements: PaymentRequirements) -> Moved | None:
+    """Which transfer of a transaction of ours made this payment."""
+    if order.authorization.permit is None:
+        return find_transfer(receipt.logs, requirements, order.authorization)
+    return find_payment(receipt.logs, order.authorization, requirements)
 
 
 def _key(order: TransferOrder) -> str:
     """Names a payment in the sender's journal."""
     authorization, asset = order.authorization, order.asset
     return f"{asset.network.caip2}/{asset.address.lower()}/{authorization.payer}/{authorization.nonce}"
-
-
-def _reverted(text: str) -> Refused:
-    for words, reason in _REVERTS:
-        if words in text.lower():
-            return Refused(reason, text)
-    return Refused(Reason.SIMULATION_FAILED, text or "the token refuses the transfer and does not say why")
 
 
 def _failed(refused: Refused) -> Settlement:

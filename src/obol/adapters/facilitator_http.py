@@ -15,6 +15,7 @@ harmless. Source: x402 specification v2, section 7; reasons of the official faci
 
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ _UNDECIDED = frozenset(
         "invalid_exact_evm_nonce_already_used",  # used by whom? by an earlier ask of ours, or cancelled
         "nonce_already_used",
         "authorization_used_or_canceled",
+        "duplicate_settlement",  # it moved; somebody else was told so
+        "permit2_invalid_nonce",  # the same of Permit2
         "invalid_transaction_state",  # broadcast, state not understood
         "invalid_exact_evm_failed_to_execute_transfer",  # sending it failed, and it may have been sent
         "invalid_exact_evm_failed_to_get_receipt",  # broadcast, and nobody waited long enough
@@ -110,7 +113,7 @@ class HttpFacilitator:
         answer = _decode(reply, VerifyResponse, "/verify")
         if not answer.is_valid:
             return Refused(_code(answer.invalid_reason) or "unspecified", _text(answer.invalid_message))
-        payer = payload.payload.authorization.from_.lower()
+        payer = payload.payer.lower()
         if answer.payer is not None and answer.payer.lower() != payer:
             raise PeerProtocolError("the facilitator accepted the payment of somebody else")
         return Accepted(payer)
@@ -118,7 +121,8 @@ class HttpFacilitator:
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
         """See the port, and the table above."""
         try:
-            status, body = await self._exchange("POST", "/settle", _request(payload, requirements))
+            key = _idempotency_key(payload, requirements)
+            status, body = await self._exchange("POST", "/settle", _request(payload, requirements), key)
         except aiohttp.ClientConnectorError:
             message = "no connection to the facilitator: nothing was sent"
             return Settlement(SettleOutcome.UNKNOWN, "", "facilitator_unreachable", message, is_unsent=True)
@@ -164,10 +168,14 @@ class HttpFacilitator:
         except (aiohttp.ClientError, OSError) as error:
             raise FacilitatorUnavailableError(f"the facilitator could not be asked: {_kind(error)}") from error
 
-    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+    async def _exchange(
+        self, method: str, path: str, body: bytes | None, idempotency_key: str = ""
+    ) -> tuple[int, bytes]:
         """One request; raises what aiohttp raises. More than the reply limit is cut, which no decoder accepts."""
         timeout = aiohttp.ClientTimeout(total=self.settle_timeout_s if path == "/settle" else self.verify_timeout_s)
         headers = {"Accept": "application/json", "Content-Type": "application/json", **self._headers}
+        if idempotency_key:
+            headers["Idempotency-Key"] = idempotency_key
         async with self._open().request(
             method, self.url + path, data=body, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
@@ -206,6 +214,14 @@ def facilitator_url(text: str, *, field: str = "--facilitator") -> str:
 
 def _request(payload: PaymentPayload, requirements: PaymentRequirements) -> bytes:
     return msgspec.json.encode(FacilitatorRequest(payment_payload=payload, payment_requirements=requirements))
+
+
+def _idempotency_key(payload: PaymentPayload, requirements: PaymentRequirements) -> str:
+    """The same whenever this payment is asked about, after a restart too: we claim payments, so being told twice that
+    one is settled serves nobody twice."""
+    signed = payload.payload.signed
+    parts = (requirements.network, requirements.asset, signed.from_, signed.nonce, requirements.pay_to)
+    return sha256("/".join(parts).lower().encode()).hexdigest()
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -253,7 +269,7 @@ def _flaw(reply: _SettleReply, payload: PaymentPayload, requirements: PaymentReq
         return "names no transaction"
     if reply.network != requirements.network:
         return "names another network"
-    if reply.payer is not None and reply.payer.lower() != payload.payload.authorization.from_.lower():
+    if reply.payer is not None and reply.payer.lower() != payload.payer.lower():
         return "names another payer"
     if reply.amount is not None and reply.amount != requirements.amount:
         return "names another amount"

@@ -124,12 +124,12 @@ class FacilitatorRing:
 
 
 def _key(payload: PaymentPayload, requirements: PaymentRequirements) -> _Key:
-    authorization = payload.payload.authorization
+    signed = payload.payload.signed
     return (
         requirements.network,
         requirements.asset.lower(),
-        authorization.from_.lower(),
-        authorization.nonce.lower(),
+        signed.from_.lower(),
+        signed.nonce.lower(),
     )
 
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from obol.adapters.chain_evm import TRANSFER, EvmChain, Log, address_topic, transfer_of
 from obol.adapters.evm_abi import topic
+from obol.adapters.witness_permit2 import permit2_fate
 from obol.core.money import parse_atomic
+from obol.core.networks import TransferMethod
 from obol.errors import ChainUnavailableError
 from obol.x402.authorization import Authorization, parse_authorization
 from obol.x402.models import PaymentPayload, PaymentRequirements
@@ -20,21 +22,25 @@ AUTHORIZATION_USED = topic("AuthorizationUsed(address,bytes32)")
 AUTHORIZATION_CANCELED = topic("AuthorizationCanceled(address,bytes32)")
 SEARCH_BLOCKS = 200_000
 """How far back an authorization's end is looked for: four days at two seconds a block."""
-_NEWEST_BLOCKS = 2_000
+NEWEST_BLOCKS = 2_000
 
 
 class EvmWitness:
-    """Implements `x402.witness.Witness` for EIP-3009; takes over `chain`, which its `close` closes."""
+    """Implements `x402.witness.Witness`, for both transfer methods; takes over `chain`, which its `close` closes."""
 
-    def __init__(self, chain: EvmChain) -> None:
+    def __init__(self, chain: EvmChain, *, newest_blocks: int = NEWEST_BLOCKS) -> None:
+        """`newest_blocks` are searched first: what is asked about has most often just been sent."""
         self._chain = chain
+        self._newest_blocks = newest_blocks
 
     async def fate(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Fate:
         """See the port. `ChainUnavailableError` also where it is used and the node does not show by what."""
         authorization = parse_authorization(payload.payload)
+        if authorization.method is TransferMethod.PERMIT2:
+            return await permit2_fate(self._chain, authorization, requirements)
         token = requirements.asset.lower()
         newest = await self._chain.newest_block()
-        recent = await self._ends(token, authorization, max(0, newest - _NEWEST_BLOCKS), newest)
+        recent = await self._ends(token, authorization, max(0, newest - self._newest_blocks), newest)
         if recent:
             return await self._judge(recent[-1], requirements, authorization)
         if not await self._chain.is_authorization_used(token, authorization.payer, authorization.nonce, newest):

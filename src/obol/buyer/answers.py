@@ -8,8 +8,10 @@ import httpx2
 
 from obol.buyer.payment import Payment, PaymentStatus
 from obol.buyer.streams import LimitedStream
+from obol.core.networks import TransferMethod
 from obol.errors import PaymentRefusedError, PeerProtocolError, UnpayableError
 from obol.x402.client import read_challenge
+from obol.x402.permit2 import allowance_advice
 
 PAYMENT_REQUIRED_STATUS = 402
 MAX_ERROR_BYTES = 64 * 1024
@@ -18,6 +20,8 @@ USED = "payment_used"
 """Our sellers' reason for a payment that has had its answer."""
 
 _CONFLICT_STATUS = 409
+_NO_ALLOWANCE_STATUS = 412
+"""Some sellers' answer to a payment by Permit2 that the payer has not allowed Permit2 to make."""
 
 Flow = Generator[httpx2.Request | httpx2.Response, httpx2.Response, None]
 """Gives a request to send, or a response whose body is to be read; is sent the response."""
@@ -47,8 +51,11 @@ def refuse_foreign(addressed: httpx2.Request, asked: httpx2.Request) -> None:
 
 def raise_if_refused(response: httpx2.Response, error: bytes, payment: Payment) -> None:
     """Raises `PaymentRefusedError` where asking again would buy nothing, or buy twice. Other answers pass."""
-    if response.status_code == PAYMENT_REQUIRED_STATUS:
-        raise PaymentRefusedError(f"the seller refused the payment: {_refusal(response, error) or payment.reason}")
+    is_permit2 = payment.asset.transfer_method is TransferMethod.PERMIT2
+    if response.status_code == PAYMENT_REQUIRED_STATUS or (is_permit2 and response.status_code == _NO_ALLOWANCE_STATUS):
+        advice = f". {allowance_advice(payment.asset)}" if is_permit2 else ""
+        why = _refusal(response, error) or payment.reason
+        raise PaymentRefusedError(f"the seller refused the payment: {why}{advice}")
     if _is_used(response, error, payment):
         where = f"; its receipt is at {payment.receipt_url}" if payment.receipt_url else ""
         raise PaymentRefusedError(f"this payment was used before{where}", reason=USED)

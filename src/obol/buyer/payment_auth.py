@@ -37,6 +37,7 @@ from obol.core.clock import Clock
 from obol.core.money import parse_amount
 from obol.core.networks import DEFAULT_CATALOGUE, Asset, Catalogue
 from obol.errors import UnpayableError
+from obol.x402.authorization import parse_authorization
 from obol.x402.client import (
     NONCE_BYTES,
     BuyerPolicy,
@@ -46,6 +47,7 @@ from obol.x402.client import (
     read_challenge,
     sign_exact,
 )
+from obol.x402.eip712 import checksum_address
 from obol.x402.models import PaymentRequired, PaymentRequirements
 from obol.x402.signer import Signer
 
@@ -218,13 +220,14 @@ class PaymentAuth(httpx2.Auth):
             nonce=self._entropy(NONCE_BYTES),
             version=version,
         )
+        authorization = parse_authorization(payload.payload)
         return Payment(
             id=next(self._ids),
             url=str(asked.url),
             amount_atomic=int(requirements.amount),
             asset=asset,
-            pay_to=payload.payload.authorization.to,
-            valid_before_s=int(payload.payload.authorization.valid_before),
+            pay_to=checksum_address(authorization.to),
+            valid_before_s=authorization.valid_before_s,
             status=PaymentStatus.SENT,
             headers=payment_headers(payload, version),
         )

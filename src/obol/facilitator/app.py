@@ -21,11 +21,15 @@ from obol.errors import (
     ObolError,
     PeerProtocolError,
 )
-from obol.facilitator.bodies import NotAsked, read_body, settle_answer, verify_answer
+from obol.facilitator.bodies import Asked, NotAsked, read_body, settle_answer, verify_answer
+from obol.facilitator.told import Told
 from obol.x402.facilitator import Facilitator, Refused, Settlement, SettleOutcome
+from obol.x402.reasons import Reason
 
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_ID = "X-Request-Id"
+IDEMPOTENCY_KEY = "Idempotency-Key"
+_KEY_LIMIT = 200
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -76,6 +80,7 @@ class _Endpoints:
         self._catalogue = catalogue
         self._log = log
         self._metrics = metrics
+        self._told = Told()
 
     async def verify(self, request: web.Request) -> web.Response:
         asked = read_body(await request.read(), self._catalogue)
@@ -98,6 +103,8 @@ class _Endpoints:
         began_s = _monotonic_s()
         done = await self._facilitator.settle(body.payment_payload, body.payment_requirements)
         self._metrics.settled(self._label(asked.network), done.outcome.value, seconds=_monotonic_s() - began_s)
+        if done.outcome is SettleOutcome.SETTLED and not self._may_hear(request, asked):
+            done = Settlement(SettleOutcome.FAILED, "", Reason.DUPLICATE, "told to another asker: serve it only once")
         self._log.info(
             "settled" if done.outcome is SettleOutcome.SETTLED else "not_settled",
             network=asked.network,
@@ -108,6 +115,11 @@ class _Endpoints:
         if done.outcome is SettleOutcome.UNKNOWN:  # a 200 would have to say success or not; nobody can
             return _problem(502, str(done.reason), "the outcome is not known: ask again with the same payload")
         return _json(settle_answer(asked, done))
+
+    def _may_hear(self, request: web.Request, asked: Asked) -> bool:
+        signed, wanted = asked.request.payment_payload.payload.signed, asked.request.payment_requirements
+        payment = f"{wanted.network}/{wanted.asset}/{signed.from_}/{signed.nonce}".lower()
+        return self._told.may_hear(payment, request.headers.get(IDEMPOTENCY_KEY, "")[:_KEY_LIMIT])
 
     async def supported(self, _: web.Request) -> web.Response:
         return _json(msgspec.json.encode(await self._facilitator.supported()))

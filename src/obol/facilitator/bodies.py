@@ -6,7 +6,7 @@ name that the caller used.
 
 import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -45,14 +45,9 @@ class _Accepted(msgspec.Struct, frozen=True):
     scheme: str = SCHEME
 
 
-class _Payload(msgspec.Struct, frozen=True, rename="camel"):
-    permit2_authorization: Any = None
-
-
 class _PaymentPayload(msgspec.Struct, frozen=True):
     accepted: _Accepted = _Accepted()
     scheme: str = SCHEME
-    payload: _Payload = _Payload()
 
 
 class _Requirements(msgspec.Struct, frozen=True):
@@ -74,12 +69,12 @@ def read_body(body: bytes, catalogue: Catalogue) -> Asked | NotAsked:
     sent = outline.payment_payload
     if sent.accepted.scheme != SCHEME or sent.scheme != SCHEME:
         return NotAsked(Refused(Reason.UNSUPPORTED_SCHEME, f"only {SCHEME} is supported"), network)
-    if sent.payload.permit2_authorization is not None:
-        return NotAsked(Refused(Reason.INVALID_PAYLOAD, "only EIP-3009 authorizations are supported"), network)
     if outline.x402_version == 2:
         request = _decode(body, FacilitatorRequest)
     elif outline.x402_version == 1:
         request = request_from_v1(_decode_v1(body), catalogue)
+        if request.payment_payload.payload.is_permit2:
+            return NotAsked(Refused(Reason.INVALID_PAYLOAD, "x402 v1 has no Permit2: only v2 does"), network)
     else:
         raise _unknown_version("x402Version")
     if request.payment_payload.x402_version != 2:
@@ -115,7 +110,7 @@ def _payer(asked: Asked | NotAsked) -> str | None:
     """Who would pay, where the body says so in an understandable way."""
     if isinstance(asked, NotAsked):
         return None
-    payer = canonical_address(asked.request.payment_payload.payload.authorization.from_)
+    payer = canonical_address(asked.request.payment_payload.payer)
     return None if payer is None else checksum_address(payer)
 
 

@@ -16,6 +16,7 @@ from obol.adapters.token_check import is_token_there
 from obol.core.clock import Clock
 from obol.core.networks import DEFAULT_CATALOGUE, Asset, Catalogue, Network, TransferMethod
 from obol.errors import SettingsError
+from obol.x402.permit2 import EXACT_PROXY_ADDRESS, PERMIT2_ADDRESS
 
 RPC = "--rpc"
 
@@ -93,14 +94,18 @@ def _network(chain_id: int, catalogue: Catalogue) -> Network:
 
 
 async def _tokens(chain: EvmChain, catalogue: Catalogue) -> tuple[Asset, ...]:
-    """The tokens of the catalogue that are on this chain."""
-    possible = [
-        asset
-        for asset in catalogue.assets
-        if asset.network == chain.network and asset.transfer_method is TransferMethod.EIP3009
-    ]
-    there = tuple([asset for asset in possible if await is_token_there(chain, asset, field=RPC)])
+    """The tokens of the catalogue that are on this chain, with what moves them."""
+    possible = [asset for asset in catalogue.assets if asset.network == chain.network]
+    there = tuple([asset for asset in possible if await _can_be_moved(chain, asset)])
     if not there:
         names = ", ".join(f"{asset.symbol} {asset.address}" for asset in possible) or "none is known"
         raise SettingsError(RPC, f"{chain.network.name} has no token there that can be settled ({names})")
     return there
+
+
+async def _can_be_moved(chain: EvmChain, asset: Asset) -> bool:
+    if not await is_token_there(chain, asset, field=RPC):
+        return False
+    if asset.transfer_method is TransferMethod.EIP3009:
+        return True
+    return bool(await chain.code(PERMIT2_ADDRESS)) and bool(await chain.code(EXACT_PROXY_ADDRESS))

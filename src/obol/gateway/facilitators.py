@@ -1,6 +1,7 @@
 """Who settles for a gateway: from its config to one Facilitator port, checked against what is offered."""
 
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 
@@ -15,11 +16,13 @@ from obol.adapters.rpc_http import JsonRpc
 from obol.adapters.token_check import is_token_there
 from obol.adapters.witness_evm import EvmWitness
 from obol.core.clock import Clock
+from obol.core.networks import TransferMethod
 from obol.core.offer import Offer
 from obol.errors import ChainUnavailableError, FacilitatorUnavailableError, PeerProtocolError, SettingsError
 from obol.gateway.settings import GatewayConfig
 from obol.x402.exact import build_requirements
 from obol.x402.facilitator import Facilitator
+from obol.x402.gas_sponsoring import GAS_SPONSORING, declare_gas_sponsoring
 
 RPC = "--rpc"
 
@@ -55,6 +58,17 @@ async def open_facilitator(
         witness = await _open_witness(config, offer, warnings) if config.rpc_urls else None
         undo.pop_all()
     return ring if witness is None else WitnessedFacilitator(ring, witness, log)
+
+
+async def challenge_extensions(facilitator: Facilitator, offer: Offer) -> dict[str, Any]:
+    """What a challenge declares beside the payment: for Permit2, that the facilitator hands in a buyer's permit."""
+    if not offer.payment_gate or offer.asset.transfer_method is not TransferMethod.PERMIT2:
+        return {}
+    try:
+        supported = await facilitator.supported()
+    except (FacilitatorUnavailableError, PeerProtocolError):  # who cannot be asked now was told of at the start
+        return {}
+    return declare_gas_sponsoring() if GAS_SPONSORING in supported.extensions else {}
 
 
 async def _open_witness(config: GatewayConfig, offer: Offer, warnings: list[str]) -> EvmWitness:

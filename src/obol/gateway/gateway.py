@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from aiohttp import web
@@ -24,7 +24,7 @@ from obol.core.clock import Clock
 from obol.core.offer import Offer
 from obol.errors import SettingsError
 from obol.gateway.app import App
-from obol.gateway.facilitators import open_facilitator
+from obol.gateway.facilitators import challenge_extensions, open_facilitator
 from obol.gateway.http_server import Handler, HttpServer
 from obol.gateway.live_offer import LiveOffer
 from obol.gateway.ports import Ports
@@ -140,7 +140,7 @@ class Gateway:
         if not offer.models:
             raise SettingsError("--upstream", "lists no models: load one first")
         ports = await self._open_ports(offer)
-        live = await self._open_offer(offer, probe, server)
+        live = await self._open_offer(offer, probe, server, await challenge_extensions(ports.facilitator, offer))
         admission = live.gate.admission
         ports.metrics.watch(offer, lambda: admission.in_flight, lambda: admission.queued)
         settler = Settler(ports)
@@ -174,7 +174,9 @@ class Gateway:
         self._stack.push_async_callback(facilitator.close)
         return Ports(ledger, facilitator, self._clock, Entropy(), Metrics(), self._log, config.catalogue)
 
-    async def _open_offer(self, offer: Offer, probe: ServerProbe, server: ProbedServer) -> LiveOffer:
+    async def _open_offer(
+        self, offer: Offer, probe: ServerProbe, server: ProbedServer, extensions: Mapping[str, Any]
+    ) -> LiveOffer:
         config = self.config
         upstream = HttpUpstream(
             config.upstream_url,
@@ -189,6 +191,7 @@ class Gateway:
             upstream=upstream,
             clock=self._clock,
             count_input_tokens=partial(probe.count_input_tokens, server.server_type),
+            extensions=extensions,
         )
         live.is_upstream_up = True
         return live

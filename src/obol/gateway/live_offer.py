@@ -1,5 +1,9 @@
 """LiveOffer: an Offer that is being sold now, with everything that can be computed once."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from obol.core.clock import Clock
 from obol.core.networks import Asset
 from obol.core.offer import Offer
@@ -11,6 +15,7 @@ from obol.x402.challenge import Challenge, build_challenge
 from obol.x402.exact import ExactVerifier, build_requirements
 from obol.x402.models import ResourceInfo
 
+NO_EXTENSIONS: Mapping[str, Any] = MappingProxyType({})
 PAYMENT_REQUIRED_TEXT = "Payment required"
 _CHALLENGES_KEPT = 256
 """Challenges differ by resource URL only; a caller that varies Host must not grow memory."""
@@ -27,9 +32,17 @@ class LiveOffer:
     """One offer, its slots, its upstream and what is known of the upstream's health."""
 
     def __init__(
-        self, offer: Offer, *, upstream: Upstream, clock: Clock, count_input_tokens: CountInputTokens | None = None
+        self,
+        offer: Offer,
+        *,
+        upstream: Upstream,
+        clock: Clock,
+        count_input_tokens: CountInputTokens | None = None,
+        extensions: Mapping[str, Any] = NO_EXTENSIONS,
     ) -> None:
+        """`extensions` are what its challenges declare."""
         self.offer = offer
+        self._extensions = extensions
         self.upstream = upstream
         self.count_input_tokens = count_input_tokens
         self.gate = Gate(offer.capacity, clock)
@@ -82,5 +95,5 @@ class LiveOffer:
         return challenge
 
     def _build_challenge(self, resource_url: str, error: str) -> Challenge:
-        resource = ResourceInfo(resource_url, self.offer.description, "application/json")
-        return build_challenge(self.requirements, self.asset.network, resource, error=error)
+        resource, network = ResourceInfo(resource_url, self.offer.description, "application/json"), self.asset.network
+        return build_challenge(self.requirements, network, resource, error=error, extensions=self._extensions)

@@ -126,12 +126,12 @@ def checked(config: GatewayConfig) -> GatewayConfig:
 
 
 def asset_of(config: GatewayConfig) -> Asset:
-    """The settlement asset. Raises `SettingsError` for an unknown pair, or one that cannot be settled yet."""
+    """The settlement asset. Raises `SettingsError` for an unknown pair, or one that cannot be settled."""
     asset = config.catalogue.asset(config.catalogue.network(config.chain), config.payment_asset)
-    if asset.transfer_method is not TransferMethod.EIP3009:
+    if config.devnet and asset.transfer_method is not TransferMethod.EIP3009:
         raise SettingsError(
             "--payment-asset",
-            f"{asset.symbol} on {asset.network.name} moves by {asset.transfer_method}, which cannot be settled yet: "
+            f"{asset.symbol} on {asset.network.name} moves by {asset.transfer_method}, which the devnet does not have: "
             "use usdc",
         )
     return asset

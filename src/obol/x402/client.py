@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from obol.core.money import format_amount, parse_amount, parse_atomic
 from obol.core.networks import Asset, Catalogue, TransferMethod, canonical_address
 from obol.errors import BudgetExceededError, MalformedPaymentError, PeerProtocolError, UnpayableError
-from obol.x402.authorization import Authorization
-from obol.x402.eip712 import authorization_digest, checksum_address, domain_separator
+from obol.x402.authorization import Authorization, Permit, parse_authorization
+from obol.x402.eip712 import authorization_digest, signing_domain
 from obol.x402.exact import SCHEME
+from obol.x402.gas_sponsoring import GAS_SPONSORING, sign_token_permit, write_token_permit
 from obol.x402.headers import (
     PAYMENT_REQUIRED,
     PAYMENT_RESPONSE,
@@ -26,16 +28,16 @@ from obol.x402.headers import (
     encode_header,
 )
 from obol.x402.models import (
-    ExactAuthorization,
-    ExactPayload,
     PaymentPayload,
     PaymentRequired,
     PaymentRequirements,
     ResourceInfo,
     SettleResponse,
 )
+from obol.x402.permit2 import EXACT_PROXY
 from obol.x402.signer import Signer
 from obol.x402.v1 import V1Requirements, requirements_from_v1, v1_payload
+from obol.x402.wire_form import wire_form
 
 MAX_VALIDITY_S = 24 * 3600
 """The longest that we make an authorization valid, whatever `maxTimeoutSeconds` asks."""
@@ -72,6 +74,7 @@ class _Challenge(msgspec.Struct, rename="camel"):
     accepts: list[Any]
     resource: Any = None
     error: Any = None
+    extensions: Any = None
 
 
 def read_challenge(status: int, headers: Mapping[str, str], body: bytes) -> PaymentRequired:
@@ -97,6 +100,7 @@ def read_challenge(status: int, headers: Mapping[str, str], body: bytes) -> Paym
         accepts=[entry for entry in entries if entry is not None],
         x402_version=wire.x402_version,
         error=wire.error if isinstance(wire.error, str) else "",
+        extensions=wire.extensions if isinstance(wire.extensions, dict) else UNSET,
     )
 
 
@@ -110,7 +114,7 @@ def choose(required: PaymentRequired, catalogue: Catalogue, policy: BuyerPolicy 
     too_dear = ""
     for requirements in required.accepts:
         asset = find_asset(requirements, catalogue)
-        obstacle = _obstacle(requirements, asset, policy)
+        obstacle = _obstacle(requirements, asset, policy) or _version_obstacle(required.x402_version, asset)
         if obstacle or asset is None:
             obstacles.append(f"{_shown(requirements.network)}: {obstacle}")
             continue
@@ -132,7 +136,8 @@ def find_asset(requirements: PaymentRequirements, catalogue: Catalogue) -> Asset
 def sign_exact(
     signer: Signer, requirements: PaymentRequirements, asset: Asset, *, now_s: float, nonce: bytes, version: int = 2
 ) -> PaymentPayload:
-    """A payload that pays `requirements`, as returned by `choose`, of `asset`, as returned by `find_asset`.
+    """A payload that pays `requirements`, as returned by `choose`, of `asset`, as returned by `find_asset`, by the
+    asset's transfer method.
 
     `nonce` is 32 random bytes, never used before; `version` is the challenge's. Valid from the beginning (v1: from 10
     minutes ago) until `maxTimeoutSeconds` from now, at most 24 hours. Raises `ValueError` for what `choose` would not
@@ -141,6 +146,8 @@ def sign_exact(
     value_atomic, pay_to = parse_atomic(requirements.amount), canonical_address(requirements.pay_to)
     if value_atomic is None or pay_to is None or canonical_address(requirements.asset) != asset.address.lower():
         raise ValueError("these requirements are not payable with this asset")
+    if _version_obstacle(version, asset):
+        raise ValueError("these requirements are not payable by x402 v1")
     if len(nonce) != NONCE_BYTES:
         raise ValueError(f"a nonce has {NONCE_BYTES} bytes")
     authorization = Authorization(
@@ -150,10 +157,34 @@ def sign_exact(
         valid_after_s=int(now_s) - V1_SKEW_S if version == 1 else 0,
         valid_before_s=int(now_s) + min(requirements.max_timeout_seconds, MAX_VALIDITY_S),
         nonce="0x" + nonce.hex(),
+        permit=_permit(asset),
     )
-    domain = domain_separator(asset.eip712_name, asset.eip712_version, asset.network.chain_id, asset.address)
-    signature = signer.sign_digest(authorization_digest(domain, authorization))
-    return PaymentPayload(accepted=requirements, payload=_to_wire(authorization, signature))
+    signature = signer.sign_digest(authorization_digest(signing_domain(asset), authorization))
+    return PaymentPayload(accepted=requirements, payload=wire_form(authorization, signature))
+
+
+def sponsor_gas(
+    payload: PaymentPayload, required: PaymentRequired, signer: Signer, asset: Asset, *, token_nonce: int
+) -> PaymentPayload:
+    """The payload, with a permit that lets Permit2 move what it pays, for a payer who has not allowed that on the
+    chain.
+
+    `token_nonce` is what the token's `nonces(payer)` says. Raises `UnpayableError` where the seller's challenge does
+    not offer to hand it in.
+    """
+    extensions = {} if required.extensions is UNSET else required.extensions
+    declared = extensions.get(GAS_SPONSORING)
+    if not payload.payload.is_permit2 or not isinstance(declared, dict):
+        raise UnpayableError(f"the seller does not offer {GAS_SPONSORING} for this payment")
+    permit = sign_token_permit(signer, asset, parse_authorization(payload.payload), nonce=token_nonce)
+    return msgspec.structs.replace(payload, extensions=_overlaid(declared, write_token_permit(permit)))
+
+
+def _overlaid(declared: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Ours, and what the seller declared, which it wants repeated as it was; on a conflict the seller's stays."""
+    info = declared.get("info")
+    merged = ours[GAS_SPONSORING]["info"] | (info if isinstance(info, dict) else {})
+    return {GAS_SPONSORING: {**declared, "info": merged}}
 
 
 def payment_headers(payload: PaymentPayload, version: int) -> dict[str, str]:
@@ -175,6 +206,13 @@ def read_receipt(headers: Mapping[str, str]) -> SettleResponse | None:
         return decode_header(text, SettleResponse)
     except MalformedPaymentError as error:
         raise PeerProtocolError(f"the seller's {PAYMENT_RESPONSE} cannot be read: {error}") from None
+
+
+def _permit(asset: Asset) -> Permit | None:
+    """What a payment of this asset names besides amount and recipient."""
+    if asset.transfer_method is not TransferMethod.PERMIT2:
+        return None
+    return Permit(token=asset.address.lower(), spender=EXACT_PROXY)
 
 
 def _find(headers: Mapping[str, str], name: str) -> str | None:
@@ -213,15 +251,21 @@ def _obstacle(requirements: PaymentRequirements, asset: Asset | None, policy: Bu
     return _extra_obstacle(requirements.extra or {}, asset)
 
 
+def _version_obstacle(version: int, asset: Asset | None) -> str:
+    if version == 1 and asset is not None and asset.transfer_method is not TransferMethod.EIP3009:
+        return f"{asset.symbol} is moved by {asset.transfer_method}, which x402 v1 does not have"
+    return ""
+
+
 def _extra_obstacle(extra: Mapping[str, Any], asset: Asset) -> str:
-    method = extra.get("assetTransferMethod") or TransferMethod.EIP3009
-    if method != TransferMethod.EIP3009 or asset.transfer_method is not TransferMethod.EIP3009:
-        return f"{asset.symbol} would be moved by {_shown(method)}: only {TransferMethod.EIP3009} can be signed"
+    method = extra.get("assetTransferMethod") or TransferMethod.EIP3009.value
+    if method != asset.transfer_method:
+        return f"{asset.symbol} would be moved by {_shown(method)}: only {asset.transfer_method} can be signed for it"
     if extra.get("paymentFlow") not in _FLOWS:
         return f"payment flow {_shown(extra.get('paymentFlow'))} is not supported"
     ours = (asset.eip712_name, asset.eip712_version)
     theirs = (extra.get("name", ours[0]), extra.get("version", ours[1]))
-    if theirs != ours:
+    if theirs != ours and asset.transfer_method is TransferMethod.EIP3009:  # Permit2 has a domain of its own
         return f"the seller's signing domain of {asset.symbol} is {_shown(theirs)}, ours is {ours!r}"
     return ""
 
@@ -239,17 +283,3 @@ def _over_limit(requirements: PaymentRequirements, asset: Asset, policy: BuyerPo
 def _shown(value: object) -> str:
     """A seller's value in a message: quoted, so that it cannot pass for our own words, and short."""
     return repr(value)[:_SHOWN_CHARS]
-
-
-def _to_wire(authorization: Authorization, signature: bytes) -> ExactPayload:
-    return ExactPayload(
-        signature="0x" + signature.hex(),
-        authorization=ExactAuthorization(
-            from_=checksum_address(authorization.payer),
-            to=checksum_address(authorization.to),
-            value=str(authorization.value_atomic),
-            valid_after=str(authorization.valid_after_s),
-            valid_before=str(authorization.valid_before_s),
-            nonce=authorization.nonce,
-        ),
-    )

@@ -1,12 +1,14 @@
-"""Keccak-256, EIP-55 addresses, the EIP-712 digest of an EIP-3009 authorization, and the recovery of its signer.
+"""Keccak-256, EIP-55 addresses, the EIP-712 digest of an authorization, and the recovery of its signer.
 
-Sources: EIP-55, EIP-712, EIP-3009. Written out for the one message that is signed: one join and two hashes.
+Sources: EIP-55, EIP-712, EIP-3009, Permit2's `PermitWitnessTransferFrom` with the x402 exact proxy's witness. Written
+out for the two messages that are signed: a join and two hashes, for Permit2 two more.
 """
 
 from coincurve import PublicKey
 
-from obol.core.networks import canonical_address
-from obol.x402.authorization import Authorization
+from obol.core.networks import Asset, TransferMethod, canonical_address
+from obol.x402.authorization import Authorization, Permit
+from obol.x402.permit2 import PERMIT2_ADDRESS
 
 try:
     from sha3 import keccak_256 as _new_keccak
@@ -36,6 +38,16 @@ _AUTHORIZATION_TYPE_HASH = keccak(
     b"TransferWithAuthorization(address from,address to,uint256 value,"
     b"uint256 validAfter,uint256 validBefore,bytes32 nonce)"
 )
+_PERMIT2_DOMAIN_TYPE_HASH = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
+_PERMIT2_NAME_HASH = keccak(b"Permit2")
+_TOKEN_PERMISSIONS = b"TokenPermissions(address token,uint256 amount)"
+_WITNESS = b"Witness(address to,uint256 validAfter)"
+_PERMIT_TYPE_HASH = keccak(
+    b"PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,uint256 deadline,"
+    b"Witness witness)" + _TOKEN_PERMISSIONS + _WITNESS
+)
+_TOKEN_PERMISSIONS_TYPE_HASH = keccak(_TOKEN_PERMISSIONS)
+_WITNESS_TYPE_HASH = keccak(_WITNESS)
 
 
 def checksum_address(address: str) -> str:
@@ -74,22 +86,64 @@ def domain_separator(name: str, version: str, chain_id: int, contract: str) -> b
     )
 
 
+def permit2_domain_separator(chain_id: int) -> bytes:
+    """The 32-byte EIP-712 domain separator of Permit2 on a network: it has no version."""
+    contract = address_word(PERMIT2_ADDRESS.lower())
+    return keccak(b"".join((_PERMIT2_DOMAIN_TYPE_HASH, _PERMIT2_NAME_HASH, chain_id.to_bytes(32, "big"), contract)))
+
+
+def signing_domain(asset: Asset) -> bytes:
+    """The 32-byte domain separator that a payment of this asset is signed in: the token's own, or Permit2's."""
+    if asset.transfer_method is TransferMethod.PERMIT2:
+        return permit2_domain_separator(asset.network.chain_id)
+    return domain_separator(asset.eip712_name, asset.eip712_version, asset.network.chain_id, asset.address)
+
+
 def authorization_digest(domain_separator: bytes, authorization: Authorization) -> bytes:
-    """The 32 bytes that the payer signs: `keccak(0x1901 || domain separator || struct hash)`."""
-    struct = b"".join(
+    """The 32 bytes that the payer signs: `keccak(0x1901 || domain separator || struct hash)`.
+
+    The domain is the `signing_domain` of the asset that is moved.
+    """
+    if authorization.permit is None:
+        struct = _eip3009_struct(authorization)
+    else:
+        struct = _permit2_struct(authorization, authorization.permit)
+    return keccak(b"\x19\x01" + domain_separator + keccak(struct))
+
+
+def _eip3009_struct(authorization: Authorization) -> bytes:
+    return b"".join(
         (
             _AUTHORIZATION_TYPE_HASH,
-            _ADDRESS_PADDING,
-            bytes.fromhex(authorization.payer[2:]),
-            _ADDRESS_PADDING,
-            bytes.fromhex(authorization.to[2:]),
+            address_word(authorization.payer),
+            address_word(authorization.to),
             authorization.value_atomic.to_bytes(32, "big"),
             authorization.valid_after_s.to_bytes(32, "big"),
             authorization.valid_before_s.to_bytes(32, "big"),
             bytes.fromhex(authorization.nonce[2:]),
         )
     )
-    return keccak(b"\x19\x01" + domain_separator + keccak(struct))
+
+
+def _permit2_struct(authorization: Authorization, permit: Permit) -> bytes:
+    """The payer is in none of it: Permit2 takes the money of whoever signed."""
+    value = authorization.value_atomic.to_bytes(32, "big")
+    valid_after = authorization.valid_after_s.to_bytes(32, "big")
+    return b"".join(
+        (
+            _PERMIT_TYPE_HASH,
+            keccak(_TOKEN_PERMISSIONS_TYPE_HASH + address_word(permit.token) + value),
+            address_word(permit.spender),
+            bytes.fromhex(authorization.nonce[2:]),
+            authorization.valid_before_s.to_bytes(32, "big"),
+            keccak(_WITNESS_TYPE_HASH + address_word(authorization.to) + valid_after),
+        )
+    )
+
+
+def address_word(address: str) -> bytes:
+    """A lower-case address as 32 bytes."""
+    return _ADDRESS_PADDING + bytes.fromhex(address[2:])
 
 
 def recover(digest: bytes, signature: bytes) -> str | None:

@@ -1,4 +1,4 @@
-"""The scheme `exact` with EIP-3009: our requirements, matching a payment to them, verifying it locally.
+"""The scheme `exact`, by EIP-3009 or Permit2: our requirements, matching a payment to them, verifying it locally.
 
 Everything is compared with and hashed by our own requirements and token domain, never the buyer's `accepted`: a buyer
 who could choose the domain could sign something that no token honours.
@@ -9,28 +9,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from obol.core.money import parse_atomic
-from obol.core.networks import Asset, Catalogue, TransferMethod
+from obol.core.networks import Asset, Catalogue
 from obol.core.offer import Offer
 from obol.core.sale import ClaimKey
-from obol.errors import SettingsError
 from obol.x402.authorization import Authorization, parse_authorization, parse_signature
-from obol.x402.eip712 import authorization_digest, checksum_address, domain_separator, recover
+from obol.x402.checks import REASONS, SETTLE_MARGIN_S, misfit, outside_window
+from obol.x402.eip712 import authorization_digest, checksum_address, recover, signing_domain
 from obol.x402.facilitator import Refused
-from obol.x402.models import (
-    ExactAuthorization,
-    ExactPayload,
-    PaymentPayload,
-    PaymentRequirements,
-    RequirementsExtra,
-)
+from obol.x402.gas_sponsoring import TokenPermit, permit_expired, permit_misfit, write_token_permit
+from obol.x402.models import PaymentPayload, PaymentRequirements, RequirementsExtra
 from obol.x402.presented import Presented
 from obol.x402.reasons import Reason
-from obol.x402.v1 import caip2_of
+from obol.x402.v1 import caip2_of, is_sold_in_v1
+from obol.x402.wire_form import wire_form
 
 __all__ = [
     "SCHEME",
+    "SETTLE_MARGIN_S",
     "Authorization",
     "ExactVerifier",
     "Undecided",
@@ -41,8 +39,6 @@ __all__ = [
 ]
 
 SCHEME = "exact"
-SETTLE_MARGIN_S = 6
-"""What must be left of the window, so that a settlement can still be mined; the official facilitator asks the same."""
 _EOA_SIGNATURE_BYTES = 65
 
 
@@ -67,13 +63,8 @@ class Undecided:
 
 
 def build_requirements(offer: Offer) -> PaymentRequirements:
-    """How to pay for one request of an offer. Raises `SettingsError` for an asset that is not moved by EIP-3009."""
+    """How to pay for one request of an offer, by the method that its asset is moved by."""
     asset = offer.asset
-    if asset.transfer_method is not TransferMethod.EIP3009:
-        raise SettingsError(
-            "--payment-asset",
-            f"{asset.symbol} on {asset.network.name} needs {asset.transfer_method}: not supported yet",
-        )
     extra = RequirementsExtra(asset.eip712_name, asset.eip712_version, asset.transfer_method.value)
     return PaymentRequirements(
         scheme=SCHEME,
@@ -89,8 +80,8 @@ def build_requirements(offer: Offer) -> PaymentRequirements:
 def matches(presented: Presented, requirements: PaymentRequirements, catalogue: Catalogue) -> bool:
     """Whether a payment was made for these requirements: by what it says it accepted, nothing signed is looked at.
 
-    v1 says only scheme and network. v2 must repeat every field; addresses in any letter case, networks by any name,
-    and `extra` may hold more than ours.
+    v1 says only scheme and network, and is for EIP-3009 alone. v2 must repeat every field; addresses in any letter
+    case, networks by any name, and `extra` may hold more than ours.
     """
     if presented.scheme != requirements.scheme:
         return False
@@ -98,7 +89,7 @@ def matches(presented: Presented, requirements: PaymentRequirements, catalogue: 
         return False
     accepted = presented.accepted
     if accepted is None:
-        return presented.version == 1
+        return presented.version == 1 and is_sold_in_v1(requirements)
     return (
         accepted.amount == requirements.amount
         and accepted.asset.lower() == requirements.asset.lower()
@@ -126,16 +117,13 @@ class ExactVerifier:
             raise ValueError("the requirements are for another asset")
         self._requirements = requirements
         self._amount_atomic = amount_atomic
-        self._asset = asset.address.lower()
-        self._pay_to_emitted = checksum_address(requirements.pay_to)
-        self._pay_to = self._pay_to_emitted.lower()
+        self._asset = asset
+        self._pay_to = checksum_address(requirements.pay_to).lower()
         self._max_validity_s = max_validity_s
-        self._domain_separator = domain_separator(
-            asset.eip712_name, asset.eip712_version, asset.network.chain_id, asset.address
-        )
+        self._domain = signing_domain(asset)
 
     def verify(self, presented: Presented, now_s: float) -> Verified | Undecided | Refused:
-        """Check scheme, network, payee, amount, window and signature, cheapest first. `now_s` in Unix seconds.
+        """Check scheme, network, method, payee, amount, window and signature, cheapest first. `now_s` in Unix seconds.
 
         Raises `MalformedPaymentError` when numbers, addresses, nonce or signature are not written as they must be.
         """
@@ -144,52 +132,46 @@ class ExactVerifier:
         refused = self._refusal(presented, authorization, now_s)
         if refused is not None:
             return refused
-        key = ClaimKey(self._requirements.network, self._asset, authorization.payer, authorization.nonce)
+        permit = presented.token_permit
+        asset = self._asset.address.lower()
+        key = ClaimKey(self._requirements.network, asset, authorization.payer, authorization.nonce)
         if len(signature) != _EOA_SIGNATURE_BYTES:
-            return Undecided(self._rebuild(authorization, signature), authorization, key)
-        signer = recover(authorization_digest(self._domain_separator, authorization), signature)
+            return Undecided(self._rebuild(authorization, signature, permit), authorization, key)
+        signer = recover(authorization_digest(self._domain, authorization), signature)
         if signer is None:
-            return Refused(Reason.SIGNATURE, "the signature is not one that the token accepts (low s, v 27 or 28)")
+            reason = REASONS[authorization.method].signature
+            return Refused(reason, "the signature is not one that the token accepts (low s, v 27 or 28)")
         if signer != authorization.payer:
-            return Undecided(self._rebuild(authorization, signature), authorization, key)
+            return Undecided(self._rebuild(authorization, signature, permit), authorization, key)
         v = signature[64] if signature[64] >= 27 else signature[64] + 27  # the token's contract reverts on 0 and 1
-        return Verified(self._rebuild(authorization, signature[:64] + bytes((v,))), authorization, key)
+        return Verified(self._rebuild(authorization, signature[:64] + bytes((v,)), permit), authorization, key)
 
     def _refusal(self, presented: Presented, authorization: Authorization, now_s: float) -> Refused | None:
         if presented.scheme != self._requirements.scheme:
             return Refused(Reason.UNSUPPORTED_SCHEME, "another scheme than the one asked for")
         if presented.network != self._requirements.network:
             return Refused(Reason.INVALID_NETWORK, "another network than the one asked for")
-        if authorization.to != self._pay_to:
-            return Refused(Reason.RECIPIENT_MISMATCH, "authorized for another recipient")
-        if authorization.value_atomic != self._amount_atomic:
-            return Refused(Reason.VALUE_MISMATCH, f"authorized is not exactly the amount of {self._amount_atomic}")
-        return self._window_refusal(authorization, now_s)
+        return (
+            misfit(authorization, self._asset, pay_to=self._pay_to, amount_atomic=self._amount_atomic)
+            or self._window_refusal(authorization, now_s)
+            or self._permit_refusal(presented.token_permit, authorization, now_s)
+        )
 
     def _window_refusal(self, authorization: Authorization, now_s: float) -> Refused | None:
-        if authorization.valid_after_s > now_s:
-            return Refused(Reason.VALID_AFTER, "the authorization is not valid yet")
-        if authorization.valid_before_s < now_s + SETTLE_MARGIN_S:
-            return Refused(Reason.VALID_BEFORE, "the authorization has expired or is about to")
-        if authorization.valid_before_s > now_s + self._max_validity_s:
-            return Refused(
-                Reason.VALID_BEFORE,
-                f"the authorization is valid too long: at most {self._max_validity_s} s are accepted",
-            )
-        return None
+        refused = outside_window(authorization, now_s)
+        if refused is None and authorization.valid_before_s > now_s + self._max_validity_s:
+            text = f"the authorization is valid too long: at most {self._max_validity_s} s are accepted"
+            return Refused(REASONS[authorization.method].valid_before, text)
+        return refused
 
-    def _rebuild(self, authorization: Authorization, signature: bytes) -> PaymentPayload:
+    def _permit_refusal(self, permit: TokenPermit | None, authorization: Authorization, now_s: float) -> Refused | None:
+        if permit is None:
+            return None
+        return permit_misfit(permit, authorization, self._asset) or permit_expired(permit, now_s)
+
+    def _rebuild(self, authorization: Authorization, signature: bytes, permit: TokenPermit | None) -> PaymentPayload:
         return PaymentPayload(
             accepted=self._requirements,
-            payload=ExactPayload(
-                signature="0x" + signature.hex(),
-                authorization=ExactAuthorization(
-                    from_=checksum_address(authorization.payer),
-                    to=self._pay_to_emitted,
-                    value=str(authorization.value_atomic),
-                    valid_after=str(authorization.valid_after_s),
-                    valid_before=str(authorization.valid_before_s),
-                    nonce=authorization.nonce,
-                ),
-            ),
+            payload=wire_form(authorization, signature),
+            extensions=UNSET if permit is None else write_token_permit(permit),
         )

@@ -14,6 +14,7 @@ import msgspec
 
 from obol.core.networks import Catalogue
 from obol.errors import MalformedPaymentError
+from obol.x402.gas_sponsoring import read_token_permit
 from obol.x402.models import ExactPayload, PaymentRequirements
 from obol.x402.presented import Presented
 from obol.x402.v1 import caip2_of
@@ -40,6 +41,7 @@ class _Wire(msgspec.Struct, rename="camel"):
     accepted: PaymentRequirements | None = None
     scheme: str | None = None
     network: str | None = None
+    extensions: Any = None
 
 
 def encode_header(value: object) -> str:
@@ -88,10 +90,13 @@ def _presented(wire: _Wire, catalogue: Catalogue) -> Presented:
     elif wire.x402_version == 1:
         if wire.scheme is None or wire.network is None:
             raise MalformedPaymentError("a v1 payment payload needs `scheme` and `network`")
+        if wire.payload.is_permit2:
+            raise MalformedPaymentError("x402 v1 has no Permit2: pay by v2")
         scheme, network, accepted = wire.scheme, wire.network, None
     else:
         raise MalformedPaymentError("unknown x402Version: 1 and 2 are understood")
-    return Presented(wire.x402_version, scheme, caip2_of(network, catalogue), accepted, wire.payload)
+    permit = read_token_permit(wire.extensions) if wire.payload.is_permit2 else None
+    return Presented(wire.x402_version, scheme, caip2_of(network, catalogue), accepted, wire.payload, permit)
 
 
 def _is_same(old: Presented, new: Presented) -> bool:

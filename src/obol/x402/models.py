@@ -7,6 +7,7 @@ fields are ignored when reading; what we send is built from these types, never f
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class ResourceInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -44,6 +45,7 @@ class PaymentRequired(msgspec.Struct, frozen=True, rename="camel"):
     accepts: list[PaymentRequirements]
     x402_version: int = msgspec.field(default=2, name="x402Version")
     error: str = ""
+    extensions: dict[str, Any] | UnsetType = UNSET
 
 
 class ExactAuthorization(msgspec.Struct, frozen=True, rename="camel"):
@@ -57,15 +59,67 @@ class ExactAuthorization(msgspec.Struct, frozen=True, rename="camel"):
     nonce: str
 
 
+class TokenPermissions(msgspec.Struct, frozen=True):
+    """What Permit2 may take: `amount` is an atomic decimal string."""
+
+    token: str
+    amount: str
+
+
+class TransferWitness(msgspec.Struct, frozen=True, rename="camel"):
+    """What the payer binds the x402 proxy to: the recipient, and from when on."""
+
+    to: str
+    valid_after: str
+
+
+class ExactPermit2Authorization(msgspec.Struct, frozen=True, rename="camel"):
+    """Permit2 `PermitWitnessTransferFrom`; all numbers are decimal strings, the nonce too: any uint256."""
+
+    from_: str = msgspec.field(name="from")
+    permitted: TokenPermissions
+    spender: str
+    nonce: str
+    deadline: str
+    witness: TransferWitness
+
+
 class ExactPayload(msgspec.Struct, frozen=True, rename="camel"):
-    """The scheme part of a payload: a signature (0x hex) over the authorization."""
+    """The scheme part of a payload: a signature (0x hex) over one authorization, of either kind.
+
+    Raises `ValueError` (when decoded, `msgspec.ValidationError`) unless exactly one of the two is there.
+    """
 
     signature: str
-    authorization: ExactAuthorization
+    authorization: ExactAuthorization | UnsetType = UNSET
+    permit2_authorization: ExactPermit2Authorization | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if (self.authorization is UNSET) == (self.permit2_authorization is UNSET):
+            raise ValueError("exactly one of `authorization` and `permit2Authorization` must be there")
+
+    @property
+    def signed(self) -> ExactAuthorization | ExactPermit2Authorization:
+        """What the signature is over."""
+        if self.authorization is not UNSET:
+            return self.authorization
+        if self.permit2_authorization is not UNSET:
+            return self.permit2_authorization
+        raise ValueError("a payload without an authorization")  # never made: see `__post_init__`
+
+    @property
+    def is_permit2(self) -> bool:
+        """Whether it is moved by Permit2; else by EIP-3009."""
+        return self.permit2_authorization is not UNSET
+
+    @property
+    def payer(self) -> str:
+        """Whose money it is, as the buyer wrote it."""
+        return self.signed.from_
 
     def __repr__(self) -> str:
         """Without the signature: whoever has it can present the payment."""
-        return f"ExactPayload(signature=***, authorization={self.authorization!r})"
+        return f"ExactPayload(signature=***, authorization={self.signed!r})"
 
 
 class PaymentPayload(msgspec.Struct, frozen=True, rename="camel"):
@@ -74,6 +128,13 @@ class PaymentPayload(msgspec.Struct, frozen=True, rename="camel"):
     accepted: PaymentRequirements
     payload: ExactPayload
     x402_version: int = msgspec.field(default=2, name="x402Version")
+    extensions: dict[str, Any] | UnsetType | None = UNSET
+    """As somebody else wrote them; what we pass on is written anew (`gas_sponsoring.py`)."""
+
+    @property
+    def payer(self) -> str:
+        """Whose money it is, as the buyer wrote it."""
+        return self.payload.payer
 
 
 class FacilitatorRequest(msgspec.Struct, frozen=True, rename="camel"):

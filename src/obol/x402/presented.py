@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from obol.x402.gas_sponsoring import TokenPermit
 from obol.x402.models import ExactPayload, PaymentRequirements
 
 
@@ -17,3 +18,5 @@ class Presented:
     accepted: PaymentRequirements | None
     """The requirements that the buyer says it chose; None in v1, which does not say."""
     payload: ExactPayload = field(repr=False)
+    token_permit: TokenPermit | None = None
+    """What goes with a payment by Permit2 whose payer has not allowed Permit2 on the chain."""

@@ -8,22 +8,26 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from obol.core.money import parse_atomic
-from obol.core.networks import Asset, canonical_address
+from obol.core.networks import Asset, TransferMethod, canonical_address
 from obol.errors import MalformedPaymentError
 from obol.x402.authorization import Authorization, parse_authorization, parse_signature
+from obol.x402.checks import misfit
 from obol.x402.exact import SCHEME
 from obol.x402.facilitator import Refused
+from obol.x402.gas_sponsoring import TokenPermit, permit_misfit, read_token_permit
 from obol.x402.models import PaymentPayload, PaymentRequirements
 from obol.x402.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
 class TransferOrder:
-    """A payment that fits its requirements: what to ask the chain for."""
+    """A payment that fits its requirements: what to ask the chain for, by the asset's transfer method."""
 
     authorization: Authorization
     signature: bytes = field(repr=False)
     asset: Asset
+    token_permit: TokenPermit | None = None
+    """Allows Permit2 to move it, where the chain does not yet; its deadline was not looked at."""
 
 
 def read_order(
@@ -37,11 +41,14 @@ def read_order(
         authorization, signature = parse_authorization(payload.payload), parse_signature(payload.payload)
     except MalformedPaymentError as error:
         return Refused(Reason.INVALID_PAYLOAD, str(error))
-    if authorization.to != canonical_address(requirements.pay_to):
-        return Refused(Reason.RECIPIENT_MISMATCH, "authorized for another recipient")
-    if authorization.value_atomic != parse_atomic(requirements.amount):
-        return Refused(Reason.VALUE_MISMATCH, "authorized is not exactly the amount")
-    return TransferOrder(authorization, signature, asset)
+    pay_to, amount_atomic = canonical_address(requirements.pay_to) or "", parse_atomic(requirements.amount)
+    refused = misfit(authorization, asset, pay_to=pay_to, amount_atomic=amount_atomic)
+    if refused is not None:
+        return refused
+    permit = read_token_permit(payload.extensions) if payload.payload.is_permit2 else None
+    if permit is not None:
+        refused = permit_misfit(permit, authorization, asset)
+    return refused or TransferOrder(authorization, signature, asset, permit)
 
 
 def _asset(payload: PaymentPayload, requirements: PaymentRequirements, assets: Collection[Asset]) -> Asset | Refused:
@@ -61,7 +68,10 @@ def _asset(payload: PaymentPayload, requirements: PaymentRequirements, assets: C
 
 
 def _domain_flaw(requirements: PaymentRequirements, asset: Asset) -> Refused | None:
-    """Requirements name the token's EIP-712 domain; a wrong name is the most common fault of a seller."""
+    """Requirements name the token's EIP-712 domain; a wrong name is the most common fault of a seller. Permit2 has a
+    domain of its own, and sellers need not name the token's."""
+    if asset.transfer_method is TransferMethod.PERMIT2:
+        return None
     extra = requirements.extra or {}
     if "name" not in extra or "version" not in extra:
         return Refused(Reason.MISSING_EIP712_DOMAIN, "extra.name and extra.version are needed")

@@ -1,6 +1,7 @@
 """The x402 v1 wire types, and their conversion from and to the v2 types that everything else uses.
 
-v1 names networks (`base-sepolia`), says `maxAmountRequired`, and repeats the resource in each entry of `accepts`.
+v1 names networks (`base-sepolia`), says `maxAmountRequired`, and repeats the resource in each entry of `accepts`. It
+knows EIP-3009 only.
 Source: x402 specification v1. `outputSchema` is never written: the official v1 client rejects null there.
 """
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from obol.core.networks import Catalogue, Network
+from obol.core.networks import Catalogue, Network, TransferMethod
 from obol.x402.models import (
     ExactPayload,
     FacilitatorRequest,
@@ -57,6 +58,12 @@ class V1FacilitatorRequest(msgspec.Struct, frozen=True, rename="camel"):
     payment_payload: V1PaymentPayload
     payment_requirements: V1Requirements
     x402_version: int = msgspec.field(default=1, name="x402Version")
+
+
+def is_sold_in_v1(requirements: PaymentRequirements) -> bool:
+    """Whether a v1 buyer can pay these: it would take any asset to be moved by EIP-3009."""
+    method = (requirements.extra or {}).get("assetTransferMethod") or TransferMethod.EIP3009
+    return bool(method == TransferMethod.EIP3009)
 
 
 def v1_requirements(requirements: PaymentRequirements, network: Network, resource: ResourceInfo) -> V1Requirements:
