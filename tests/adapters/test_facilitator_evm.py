@@ -251,3 +251,12 @@ class TestContractWallets:
             assert isinstance(refused, Refused)
             assert refused.reason == Reason.SIGNATURE
             assert (await facilitator.settle(paid, WANTED)).outcome is SettleOutcome.FAILED
+
+
+async def test_one_nonce_signed_for_two_sellers_is_settled_for_one(facilitator: Facilitator, anvil: Anvil) -> None:
+    await anvil.mint(BUYER.address, 5 * PRICE_ATOMIC)
+    nonce, elsewhere = "0x" + "44" * 32, requirements(pay_to=account(8).address)
+    both = [(pay(WANTED, nonce=nonce), WANTED), (pay(elsewhere, nonce=nonce), elsewhere)]
+    settlements = await asyncio.gather(*(facilitator.settle(paid, wanted) for paid, wanted in both))
+    assert sorted(one.outcome for one in settlements) == [SettleOutcome.FAILED, SettleOutcome.SETTLED]
+    assert await anvil.balance(SELLER) + await anvil.balance(account(8).address) == PRICE_ATOMIC

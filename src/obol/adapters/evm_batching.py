@@ -25,6 +25,22 @@ _DEPLOY_GAS = 500_000
 _DEPLOY_WAIT_S = 60.0
 
 
+async def deploy_batcher(chain: EvmChain, sender: Sender, log: structlog.typing.FilteringBoundLogger) -> None:
+    """Deploy the contract where it is not yet: once for everybody on a chain, by the factory that all chains have.
+
+    Raises `ChainUnavailableError` where it is not there in the end.
+    """
+    batcher = load_batcher()
+    if await chain.code(batcher.address):
+        return
+    call = Call((_DEPLOY_KEY,), FACTORY, batcher.deployment, _DEPLOY_GAS)
+    known = await sender.known(_DEPLOY_KEY, wait_s=_DEPLOY_WAIT_S)
+    sent = known or await sender.run(call, wait_s=_DEPLOY_WAIT_S)
+    if not isinstance(sent, Mined) or await chain.code(batcher.address) != batcher.runtime:
+        raise ChainUnavailableError(f"the batcher could not be deployed at {batcher.address}")
+    log.info("batcher_deployed", address=batcher.address, transaction=sent.receipt.transaction)
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """A call that waits for company, and who waits for it."""
@@ -67,13 +83,9 @@ class BatchingSender:
         batch_max: int,
         batch_wait_s: float,
     ) -> Self:
-        """Deploy the contract where it is not yet: once for everybody on a chain, by the factory that all chains have.
-
-        Raises `ChainUnavailableError` where it is not there in the end.
-        """
-        batching = cls(chain, sender, log, batch_max=batch_max, batch_wait_s=batch_wait_s)
-        await batching._deploy()
-        return batching
+        """With the contract in place. Raises `ChainUnavailableError` like `deploy_batcher`."""
+        await deploy_batcher(chain, sender, log)
+        return cls(chain, sender, log, batch_max=batch_max, batch_wait_s=batch_wait_s)
 
     @property
     def unmined(self) -> int:
@@ -108,16 +120,6 @@ class BatchingSender:
         if self._sending:
             await asyncio.wait(self._sending)
         await self._sender.close()
-
-    async def _deploy(self) -> None:
-        if await self._chain.code(self._batcher.address):
-            return
-        sent = await self._sender.known(_DEPLOY_KEY, wait_s=_DEPLOY_WAIT_S) or await self._sender.run(
-            Call((_DEPLOY_KEY,), FACTORY, self._batcher.deployment, _DEPLOY_GAS), wait_s=_DEPLOY_WAIT_S
-        )
-        if not isinstance(sent, Mined) or await self._chain.code(self._batcher.address) != self._batcher.runtime:
-            raise ChainUnavailableError(f"the batcher could not be deployed at {self._batcher.address}")
-        self._log.info("batcher_deployed", address=self._batcher.address, transaction=sent.receipt.transaction)
 
     def _flush(self) -> None:
         """Send what waits now."""

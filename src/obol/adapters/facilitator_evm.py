@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from obol.adapters.chain_evm import EvmChain, RevertedError, TransactionReceipt
+from obol.adapters.chain_evm import EvmChain, TransactionReceipt
 from obol.adapters.evm_batching import BatchingSender
+from obol.adapters.evm_plans import Plan, Planner
 from obol.adapters.evm_sender import Call, Mined, NotSent, Sender, Unmined
-from obol.adapters.evm_transfers import refusal_of, transfer_call
 from obol.adapters.failure_budget import FailureBudget
 from obol.adapters.witness_evm import EvmWitness, find_transfer
 from obol.adapters.witness_permit2 import find_payment
@@ -21,29 +21,26 @@ from obol.core.clock import Clock
 from obol.core.networks import Asset, TransferMethod
 from obol.errors import ChainUnavailableError, FacilitatorUnavailableError, LedgerUnavailableError
 from obol.x402.checks import REASONS, outside_window
-from obol.x402.eip712 import authorization_digest, recover, signing_domain
 from obol.x402.exact import SCHEME
 from obol.x402.facilitator import Accepted, Refused, Settlement, SettleOutcome, VerifyOutcome
 from obol.x402.gas_sponsoring import GAS_SPONSORING, permit_expired
 from obol.x402.models import PaymentPayload, PaymentRequirements, SupportedKind, SupportedResponse
-from obol.x402.permit2 import PERMIT2_ADDRESS, allowance_advice
 from obol.x402.reasons import Reason
 from obol.x402.transfer_order import TransferOrder, read_order
 from obol.x402.witness import Moved, NeverMoves
 
-GAS_LIMIT = 150_000
-"""A transfer takes 80,000 to 130,000."""
-_WALLET_GAS = 150_000
-"""For a contract wallet's own check of its signature, on top."""
-
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One network that is served: its chain, who sends there, and the tokens that were found there."""
+    """One network that is served: its chain, who sends there, and the tokens that were found there.
+
+    `factories` (lower case) may be called to deploy a payer's wallet: then the batcher must be on the chain.
+    """
 
     chain: EvmChain
     sender: Sender | BatchingSender
     assets: tuple[Asset, ...]
+    factories: frozenset[str] = frozenset()
 
 
 class EvmFacilitator:
@@ -63,8 +60,8 @@ class EvmFacilitator:
         self._settle_wait_s = settle_wait_s
         self._max_timeout_s = max_timeout_s
         self._budget = FailureBudget(clock)
-        self._under_way: dict[str, asyncio.Task[Settlement]] = {}
-        self._domains = {asset: signing_domain(asset) for asset in self._assets}
+        self._under_way: dict[str, tuple[TransferOrder, asyncio.Task[Settlement]]] = {}
+        self._planners = {served.chain.network.caip2: Planner(served.chain, served.factories) for served in networks}
 
     @property
     def served(self) -> Collection[Served]:
@@ -77,13 +74,13 @@ class EvmFacilitator:
         if isinstance(order, Refused):
             return order
         try:
-            refused = await self._refusal(order)
+            plan = await self._plan(order)
             unaffordable = await self._served[order.asset.network.caip2].sender.too_dear()
         except ChainUnavailableError as error:
             raise FacilitatorUnavailableError(f"the chain cannot be asked: {error}") from error
         if unaffordable is not None:
             raise FacilitatorUnavailableError(unaffordable.message)
-        return refused or Accepted(order.authorization.payer)
+        return plan if isinstance(plan, Refused) else Accepted(order.authorization.payer)
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
         """See the port. Concurrent asks for one payment share one settlement, which nobody's leaving cancels."""
@@ -91,11 +88,14 @@ class EvmFacilitator:
         if isinstance(order, Refused):
             return _failed(order)
         key = _key(order)
-        task = self._under_way.get(key)
-        if task is None:
+        while (under_way := self._under_way.get(key)) is not None and under_way[0].authorization != order.authorization:
+            await asyncio.wait((under_way[1],))  # the same nonce, signed for something else: one after the other
+        if under_way is None:
             task = asyncio.get_running_loop().create_task(self._settle(key, order, payload, requirements))
-            self._under_way[key] = task
+            self._under_way[key] = (order, task)
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        else:
+            task = under_way[1]
         return await asyncio.shield(task)
 
     async def supported(self) -> SupportedResponse:
@@ -114,7 +114,7 @@ class EvmFacilitator:
     async def close(self) -> None:
         """See the port. What is being settled is waited for."""
         if self._under_way:
-            await asyncio.wait(self._under_way.values())
+            await asyncio.wait([task for _, task in self._under_way.values()])
         for served in self._served.values():
             await served.sender.close()
             await served.chain.close()
@@ -127,8 +127,8 @@ class EvmFacilitator:
 
     # ------------------------------------------------------------------------------------------------- verifying
 
-    async def _refusal(self, order: TransferOrder) -> Refused | None:
-        """Why a settlement would fail now, or None."""
+    async def _plan(self, order: TransferOrder) -> Plan | Refused:
+        """How to settle a payment that would be settled now, or why not."""
         authorization, now_s = order.authorization, self._clock.now_s()
         refused = outside_window(authorization, now_s)
         if refused is None and order.token_permit is not None:
@@ -137,37 +137,11 @@ class EvmFacilitator:
             return refused
         if self._budget.is_spent(authorization.payer):
             return Refused(Reason.FAILURE_BUDGET, "too many of this payer's settlements reverted of late")
-        served = self._served[order.asset.network.caip2]
-        if not self._is_own_signature(order) and not await served.chain.code(authorization.payer):
-            return Refused(
-                REASONS[authorization.method].signature, "not signed by the payer, which is no contract wallet either"
-            )
-        return await self._simulate(served, order)
-
-    def _is_own_signature(self, order: TransferOrder) -> bool:
-        """Whether the payer's key signed. A contract wallet's own check is part of the simulation."""
-        digest = authorization_digest(self._domains[order.asset], order.authorization)
-        return recover(digest, order.signature) == order.authorization.payer
-
-    async def _simulate(self, served: Served, order: TransferOrder) -> Refused | None:
-        to, data = transfer_call(order)
-        try:
-            await served.chain.call(to, data, sender=served.sender.address)
-        except RevertedError as reverted:
-            refused = refusal_of(reverted, order.authorization.method)
-            if refused.reason == Reason.SIMULATION_FAILED and order.authorization.permit is not None:
-                return await self._permit2_flaw(served, order) or refused
-            return refused
-        return None
-
-    async def _permit2_flaw(self, served: Served, order: TransferOrder) -> Refused | None:
-        """Permit2 does not say why the token refused it."""
-        token, payer, value_atomic = order.asset.address, order.authorization.payer, order.authorization.value_atomic
-        if await served.chain.balance(token, payer) < value_atomic:
-            return Refused(Reason.INSUFFICIENT_BALANCE, "the payer does not have the amount")
-        if await served.chain.allowance(token, payer, PERMIT2_ADDRESS) < value_atomic:
-            return Refused(Reason.PERMIT2_ALLOWANCE_REQUIRED, allowance_advice(order.asset))
-        return None
+        network = order.asset.network.caip2
+        plan = await self._planners[network].plan(order)
+        if isinstance(plan, Refused):
+            return plan
+        return await self._planners[network].simulate(plan, sender=self._served[network].sender.address) or plan
 
     # -------------------------------------------------------------------------------------------------- settling
 
@@ -195,12 +169,10 @@ class EvmFacilitator:
         self, served: Served, key: str, order: TransferOrder, wait_s: float
     ) -> Mined | Unmined | NotSent | Refused:
         """Once the simulation passes now."""
-        refused = await self._refusal(order)
-        if refused is not None:
-            return refused
-        is_permit2 = order.authorization.permit is not None  # no log names it: it needs a transaction of its own
-        gas_limit = GAS_LIMIT if self._is_own_signature(order) else GAS_LIMIT + _WALLET_GAS
-        call = Call((key,), *transfer_call(order), gas_limit, is_alone=is_permit2)
+        plan = await self._plan(order)
+        if isinstance(plan, Refused):
+            return plan
+        call = Call((key,), plan.to, plan.data, plan.gas_limit, is_alone=plan.is_alone)
         return await served.sender.run(call, wait_s=wait_s)
 
     async def _outcome(

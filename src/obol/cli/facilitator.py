@@ -68,6 +68,13 @@ def facilitator() -> None:
     help="Wait for others to fill a batch.",
 )
 @click.option(
+    "--allow-factory",
+    "factories",
+    multiple=True,
+    metavar="0x…",
+    help="May be called to deploy a payer's contract wallet (ERC-6492; repeatable).",
+)
+@click.option(
     "--settle-wait",
     "settle_wait_s",
     type=click.FloatRange(min=0),
@@ -105,6 +112,7 @@ def run(  # noqa: PLR0913 - the options
     confirmations: int,
     batch_max: int,
     batch_wait_s: float,
+    factories: tuple[str, ...],
     settle_wait_s: float,
     max_timeout_s: int,
     listen: str,
@@ -140,10 +148,21 @@ def run(  # noqa: PLR0913 - the options
         confirmations=confirmations,
         batch_max=batch_max,
         batch_wait_s=batch_wait_s,
+        factories=frozenset(_address(one) for one in factories),
         settle_wait_s=settle_wait_s,
         max_timeout_s=max_timeout_s,
     )
     run_async(_serve_chains(settings, on_chain, signer, as_json=as_json))
+
+
+def _address(text: str) -> str:
+    from obol.core.networks import canonical_address
+    from obol.errors import SettingsError
+
+    address = canonical_address(text)
+    if address is None:
+        raise SettingsError("--allow-factory", f"{text!r} is not an address: 0x and 40 hex digits")
+    return address
 
 
 def _keystore(path: Path | None, variable: str | None, environ: "Mapping[str, str]") -> tuple[Path, str] | None:

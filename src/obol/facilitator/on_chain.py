@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from obol.adapters.chain_evm import EvmChain
-from obol.adapters.evm_batching import BatchingSender
+from obol.adapters.evm_batching import BatchingSender, deploy_batcher
 from obol.adapters.evm_sender import DEFAULT_LIMITS, Sender, SendingLimits
 from obol.adapters.evm_signing import TransactionSigner
 from obol.adapters.facilitator_evm import EvmFacilitator, Served
@@ -35,6 +35,8 @@ class ChainSettings:
     """Payments in one transaction, at most; 1 sends each by itself."""
     batch_wait_s: float = 0.05
     """How long the first of a batch waits for company."""
+    factories: frozenset[str] = frozenset()
+    """Contracts, in lower case, that may be called to deploy a payer's wallet (ERC-6492). None: none is."""
     confirmations: int = 1
     settle_wait_s: float = 45.0
     """How long `/settle` waits for a block before it answers `settlement_pending`."""
@@ -64,7 +66,10 @@ async def open_on_chain(
             journal = settings.data_dir / f"facilitator-{chain.network.chain_id}-{signer.address.lower()}.sqlite3"
             sender = await Sender.open(chain, signer, journal, clock, log, limits=settings.limits)
             undo.push_async_callback(sender.close)
-            served.append(Served(chain, await _batching(chain, sender, settings, log), assets))
+            if settings.factories:
+                await deploy_batcher(chain, sender, log)
+            batching = await _batching(chain, sender, settings, log)
+            served.append(Served(chain, batching, assets, settings.factories))
         undo.pop_all()
     return EvmFacilitator(served, clock, settle_wait_s=settings.settle_wait_s, max_timeout_s=settings.max_timeout_s)
 

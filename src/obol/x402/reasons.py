@@ -12,6 +12,7 @@ class Reason(StrEnum):
 
     ASSET_NOT_SUPPORTED = "invalid_exact_evm_failed_to_get_asset_info"
     AUTHORIZATION_USED = "invalid_exact_evm_nonce_already_used"
+    DEPLOYMENT_FAILED = "smart_wallet_deployment_failed"
     EIP2612_AMOUNT_MISMATCH = "permit2_2612_amount_mismatch"
     EIP2612_ASSET_MISMATCH = "eip2612_asset_mismatch"
     EIP2612_EXPIRED = "eip2612_deadline_expired"
@@ -21,6 +22,7 @@ class Reason(StrEnum):
     EIP2612_SPENDER = "eip2612_spender_not_permit2"
     DUPLICATE = "duplicate_settlement"
     """Settled, and somebody else was told so: whoever serves for it must be one."""
+    FACTORY_NOT_ALLOWED = "eip6492_factory_not_allowed"
     FAILURE_BUDGET = "payer_failure_budget_exhausted"
     """Ours: too many of this payer's settlements reverted."""
     INSUFFICIENT_BALANCE = "invalid_exact_evm_insufficient_balance"
