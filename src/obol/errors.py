@@ -16,7 +16,7 @@ understood" or "a bug of ours". A class exists only because someone catches it o
     │  └─ UpstreamBrokenError          it died in the middle of an answer                          502
     ├─ ChainUnavailableError           no RPC endpoint could be asked about the chain           CLI 3
     ├─ LedgerUnavailableError          the ledger cannot be read or written; nothing is sold       503
-    ├─ SaleTakenError                  another attempt holds the sale now; nothing was recorded    500
+    ├─ SaleTakenError                  another attempt, or gateway, holds the sale now             503
     ├─ IllegalTransitionError          a payment was moved against the table: our bug              500
     ├─ BudgetExceededError             (buyer) we will not pay this much                           CLI 6
     ├─ PaymentRefusedError             (buyer) the seller refused what we paid with                CLI 7
@@ -116,7 +116,8 @@ class LedgerUnavailableError(ObolError):
 
 
 class SaleTakenError(ObolError):
-    """Another attempt holds the sale now: what this one wanted to record was not."""
+    """Another attempt holds the sale now, or another gateway that took it for a dead one's: what this one wanted to
+    record was not."""
 
     reason = "sale_taken"
 

@@ -7,7 +7,7 @@ from obol import errors
 from obol.gateway.replies import ERRORS, MESSAGES, REPLIES, Reason, Refusal, error_body, refusal_of
 
 MONEY = {Reason.NO_MATCHING_REQUIREMENT, Reason.PAYMENT_INVALID, Reason.SETTLEMENT_FAILED}
-OURS = {errors.ChainUnavailableError, errors.SettingsError, errors.IllegalTransitionError, errors.SaleTakenError}
+OURS = {errors.ChainUnavailableError, errors.SettingsError, errors.IllegalTransitionError}
 BUYERS = {errors.BudgetExceededError, errors.PaymentRefusedError, errors.UnpayableError}
 """Errors of the buyer's side, which no sale meets."""
 TREE = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, errors.ObolError)]

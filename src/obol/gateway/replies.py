@@ -102,6 +102,7 @@ ERRORS: dict[type[errors.ObolError], Reason] = {
     errors.UpstreamTimeoutError: Reason.UPSTREAM_TIMEOUT,
     errors.UpstreamBrokenError: Reason.UPSTREAM_BROKEN,
     errors.LedgerUnavailableError: Reason.LEDGER_UNAVAILABLE,
+    errors.SaleTakenError: Reason.LEDGER_UNAVAILABLE,
 }
 """Exceptions that a sale may meet. Whatever is not here is our bug: `Reason.INTERNAL`."""
 

@@ -9,7 +9,13 @@ from dataclasses import replace
 from aiohttp import web
 
 from obol.core.sale import Delivery
-from obol.errors import LedgerUnavailableError, UpstreamBrokenError, UpstreamError, UpstreamUnavailableError
+from obol.errors import (
+    LedgerUnavailableError,
+    SaleTakenError,
+    UpstreamBrokenError,
+    UpstreamError,
+    UpstreamUnavailableError,
+)
 from obol.gateway.answers import REQUEST_ID, headers_to_buyer, headers_to_upstream
 from obol.gateway.call import Call
 from obol.gateway.offload import off_the_loop
@@ -32,7 +38,8 @@ _SELLERS_FAULT = frozenset({401, 402, 403, 407})
 
 
 async def serve(till: Till, call: Call, order: Order, terms: Terms, slot: HeldSlot) -> web.StreamResponse | Refusal:
-    """Contact the upstream and hand its answer over. Raises `LedgerUnavailableError`; then nothing was handed over."""
+    """Contact the upstream and hand its answer over. Raises `LedgerUnavailableError` and
+    `SaleTakenError`; then nothing was handed over."""
     till.ports.metrics.overhead_s.observe(till.ports.clock.monotonic_s() - call.received_s)
     answer: UpstreamResponse | None = None
     try:
@@ -42,7 +49,7 @@ async def serve(till: Till, call: Call, order: Order, terms: Terms, slot: HeldSl
         return await _unserved(terms, refusal_of(error))
     except BuyerGone:
         return await _unserved(terms, GONE)
-    except LedgerUnavailableError:
+    except (LedgerUnavailableError, SaleTakenError):
         await terms.nothing_served(Reason.LEDGER_UNAVAILABLE)
         raise
     finally:

@@ -35,6 +35,7 @@ Recording = asyncio.Task[bool]
 RELEASE_PATIENCE_S = 1.0
 """How long a refusal waits for its payment to be free again."""
 _STOPPED = "gateway_stopped"
+_TOLD = (LedgerUnavailableError, SaleTakenError)
 _UNFINISHED = frozenset(State) - FINAL - {State.OWED}
 _IDLE = frozenset({State.CLAIMED, State.SERVED, State.REDEEMING})
 """Nobody was asked for the money of this answer, or it has come: nobody else is at work on it."""
@@ -56,7 +57,8 @@ class Settler:
         """Ask for the money of a sale that is recorded as SETTLING.
 
         The answer is recorded before the task ends, a settlement by `steps`. The task raises `LedgerUnavailableError`
-        when the answer could not be recorded; asking and recording go on in the background.
+        when the answer could not be recorded; asking and recording go on in the background. `SaleTakenError` when
+        another gateway does that now.
         """
         return self._spawn(self._settle(sale, steps), self._tasks)
 
@@ -100,6 +102,8 @@ class Settler:
         for sale in sales:
             try:
                 await self._resume(sale, _STOPPED)
+            except SaleTakenError:  # by a gateway that took us for dead
+                continue
             except LedgerUnavailableError:  # it is ours now: nobody else would go on with it
                 self._ports.log.error("sale_not_recorded", sale=sale.id)
                 self._spawn(self._go_on(sale.attempt, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
@@ -121,6 +125,9 @@ class Settler:
             self._ports.log.error("settlement_not_recorded", sale=sale.id)
             self._pursue(sale, steps, answer=settlement)
             raise
+        except SaleTakenError:  # whoever has it asks too, and records what is true
+            self._ports.log.warning("sale_taken", sale=sale.id)
+            raise
         if not _is_resolved(settlement):
             self._pursue(sale, steps)
         return settlement
@@ -140,6 +147,12 @@ class Settler:
         task.add_done_callback(lambda _: self._pursued.discard(sale.id))
 
     async def _pursuit(self, sale: Sale, steps: SettledSteps, answer: Settlement | None) -> None:
+        try:
+            await self._ask_or_book_until_settled(sale, steps, answer)
+        except SaleTakenError:  # another gateway took it for a dead one's, and sees it to its end
+            self._ports.log.warning("sale_taken", sale=sale.id)
+
+    async def _ask_or_book_until_settled(self, sale: Sale, steps: SettledSteps, answer: Settlement | None) -> None:
         attempt = 0
         while answer is not None:
             await self._wait(attempt)
@@ -308,7 +321,7 @@ class Settler:
     def _report(self, task: asyncio.Task[Any]) -> None:
         """A background loop's edge: a bug must not vanish with its task."""
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, LedgerUnavailableError):  # that one was told where it was met
+        if error is not None and not isinstance(error, _TOLD):  # where it was met
             self._ports.log.error("settler_failed", error=type(error).__name__, exc_info=error)
 
 
