@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import aiohttp
 import msgspec
@@ -14,7 +15,10 @@ from obol import Gateway
 from obol.core.ledger import Change
 from obol.core.offer import SettlementPolicy, Standing
 from obol.core.payment import Event
-from obol.core.sale import Sale
+from obol.core.sale import Delivery, Receipt, Sale
+from obol.core.usage import UNKNOWN_USAGE
+from obol.gateway.settling import SettledSteps
+from obol.gateway.terms import OnOutput
 from obol.x402.client import payment_headers, sign_exact
 from tests.fakes.clock import FakeClock
 from tests.fakes.facilitator import Ok, RefuseSettle, SlowSettle
@@ -560,3 +564,51 @@ async def test_a_trusted_buyer_who_left_before_the_first_byte_is_owed_what_is_se
     assert (await shop.post(payment)).status == 200
     await shop.until_states("settled")
     assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+class NotedSettler:
+    """Notes what is to be recorded."""
+
+    def __init__(self) -> None:
+        self.noted: list[list[Event]] = []
+        self.steps: SettledSteps | None = None
+
+    def settle(self, _sale: object, steps: SettledSteps) -> None:
+        self.steps = steps
+
+    def record_soon(self, _sale: object, events: list[Event], _change: Change, *, after: object) -> None:
+        self.noted.append(events)
+
+
+class NotedLedger:
+    async def record(self, _sale_id: str, _events: object) -> Receipt:
+        return SimpleNamespace(offer="o", state="settling")  # type: ignore[return-value]
+
+
+async def test_a_stream_whose_settlement_is_known_late_is_not_owed_a_second_time() -> None:
+    """The buyer reads nothing yet, so the first byte has not left; then the money comes; then the buyer reads."""
+    settler = NotedSettler()
+    ports = SimpleNamespace(ledger=NotedLedger(), metrics=SimpleNamespace(payment=lambda *_: None))
+    offer = SimpleNamespace(settlement=SettlementPolicy.ON_OUTPUT, standing=None)
+    till = SimpleNamespace(settler=settler, ports=ports, live=SimpleNamespace(offer=offer))
+    receipt = SimpleNamespace(under_way=dict)
+    terms = OnOutput(SimpleNamespace(id="1"), till, receipt)  # type: ignore[arg-type]
+    await terms.stream_begins()
+    assert settler.steps is not None
+    assert settler.steps(True) == [Event.SETTLED_UNDELIVERED, Event.SERVE]
+    terms.stream_has_begun()
+    assert settler.noted == [[Event.OUTPUT]]
+    await terms.ended(Delivery.COMPLETE, UNKNOWN_USAGE)
+    assert settler.noted == [[Event.OUTPUT], []]
+
+
+async def test_a_stream_that_nobody_began_to_read_is_owed_when_its_money_comes() -> None:
+    settler = NotedSettler()
+    ports = SimpleNamespace(ledger=NotedLedger(), metrics=SimpleNamespace(payment=lambda *_: None))
+    offer = SimpleNamespace(settlement=SettlementPolicy.ON_OUTPUT, standing=None)
+    till = SimpleNamespace(settler=settler, ports=ports, live=SimpleNamespace(offer=offer))
+    terms = OnOutput(SimpleNamespace(id="1"), till, SimpleNamespace(under_way=dict))  # type: ignore[arg-type]
+    await terms.stream_begins()
+    await terms.ended(Delivery.NONE, UNKNOWN_USAGE)
+    assert settler.steps is not None
+    assert settler.steps(True) == [Event.SETTLED_UNDELIVERED]

@@ -172,7 +172,8 @@ class Settler:
         current = await self._ports.ledger.sale(sale.id)
         if current is None or current.state is State.SETTLING:
             await self._book(sale, answer, if_late)
-        elif current.state is State.REDEEMING and current.attempt == sale.attempt:  # ended with the ledger's failure
+        elif current.state is State.REDEEMING and current.attempt == sale.attempt and Event.SERVE not in if_late:
+            # nobody serves it any more: that ended with the ledger's failure
             with contextlib.suppress(SaleTakenError):  # somebody redeems it in between: that one is served
                 change = Change(reason=answer.reason)
                 await self._ports.ledger.record(sale.id, [Event.RELEASE], change, attempt=sale.attempt)

@@ -120,12 +120,13 @@ class OnOutput:
     def _is_after(self) -> bool:
         return self._till.live.offer.settlement is SettlementPolicy.AFTER
 
-    def _steps_of_what_went_ahead(self, is_late: bool) -> Sequence[Event]:
-        """Until the first byte leaves, what was paid for is owed; for good, when the buyer was gone by then."""
+    def _steps_of_what_went_ahead(self, _is_late: bool) -> Sequence[Event]:
+        """Until the first byte leaves, what was paid for is owed: by this attempt while it goes on, however late the
+        settlement is known; to whoever presents the payment, once the buyer was gone."""
         if self._is_handed_over:
             return [Event.SETTLED]
-        self._is_redeeming = not (is_late or self._has_ended)
-        return steps_of_held_answer(is_late=not self._is_redeeming)
+        self._is_redeeming = not self._has_ended
+        return steps_of_held_answer(is_late=self._has_ended)
 
     def _record_soon(self, change: Change) -> asyncio.Task[bool]:
         """Record how far the answer got; that ends a REDEEMING sale."""
