@@ -1,6 +1,6 @@
-"""A process of its own that uses a ledger file: claims what it is told, says so on stdout, and stays alive.
+"""A process of its own that uses a ledger: claims what it is told, says so on stdout, and stays alive.
 
-    python -m tests.adapters.ledger_child <ledger file> <ready file or -> <number of the key>…
+    python -m tests.adapters.ledger_child <ledger file or URL> <ready file or -> <number of the key>…
 
 With a ready file it waits until that exists, so that several children start at once.
 """
@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 from obol.adapters.clock import SystemClock
+from obol.adapters.ledger_postgres import PostgresLedger
 from obol.adapters.ledger_sqlite import SqliteLedger
+from obol.core.ledger import Ledger
 from obol.core.sale import NewSale
 from tests.adapters.sales import a_key
 
@@ -27,8 +29,14 @@ def _wait_for(gate: str) -> None:
         time.sleep(0.001)
 
 
-async def _main(path: Path, gate: str, numbers: list[int]) -> None:
-    ledger = await SqliteLedger.open(path, SystemClock())
+async def _open(ledger: str) -> Ledger:
+    if ledger.startswith("postgresql:"):
+        return await PostgresLedger.open(ledger, SystemClock())
+    return await SqliteLedger.open(Path(ledger), SystemClock())
+
+
+async def _main(where: str, gate: str, numbers: list[int]) -> None:
+    ledger = await _open(where)
     _say("open")
     await asyncio.to_thread(_wait_for, gate)
     for number in numbers:
@@ -53,4 +61,4 @@ async def _main(path: Path, gate: str, numbers: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1]), sys.argv[2], [int(number) for number in sys.argv[3:]]))
+    asyncio.run(_main(sys.argv[1], sys.argv[2], [int(number) for number in sys.argv[3:]]))

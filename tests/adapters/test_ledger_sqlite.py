@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -25,10 +25,9 @@ from obol.core.sale import ClaimKey
 from obol.errors import LedgerUnavailableError, SettingsError
 from tests.adapters.ledger_contract import LedgerContract, OpenLedger
 from tests.adapters.ledger_machine import LedgerMachine
+from tests.adapters.ledger_processes import ROOT, a_child, claims_of
 from tests.adapters.sales import a_key, a_new_sale, claimed_in
 from tests.fakes.clock import FakeClock
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -71,27 +70,6 @@ async def ledger(path: Path) -> AsyncIterator[SqliteLedger]:
     ledger = await SqliteLedger.open(path, FakeClock())
     yield ledger
     await ledger.close()
-
-
-@contextlib.contextmanager
-def a_child(path: Path, gate: str, *numbers: int) -> Iterator["subprocess.Popen[str]"]:
-    """A process that has opened the ledger."""
-    command = [sys.executable, "-m", "tests.adapters.ledger_child", str(path), gate, *map(str, numbers)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "open\n"
-            yield child
-        finally:
-            child.kill()
-
-
-def claims_of(child: "subprocess.Popen[str]") -> list[tuple[str, str]]:
-    """What the child's claims came to: name of the outcome and sale id."""
-    assert child.stdout is not None
-    lines = iter(child.stdout.readline, "done\n")
-    return [(name, sale_id) for name, sale_id in (line.split() for line in lines)]
 
 
 # ---------------------------------------------------------------------------------------------------------- processes

@@ -23,6 +23,7 @@ FLAG_OF = {
     "facilitator_url": "facilitator_urls",
     "fallback_facilitator_urls": "facilitator_urls",
     "rpc_urls": "rpc",
+    "ledger_url": "ledger_env",
 }
 """Fields whose flag has another name in the command."""
 WITHOUT_FLAG = {"body_timeout_s", "reader_timeout_s", "catalogue"}

@@ -10,7 +10,7 @@ import click
 
 from obol.cli import output
 from obol.cli.exit_codes import ExitCode
-from obol.cli.ledger_file import ledger_options, open_existing_ledger, sales_of
+from obol.cli.ledger_file import LedgerPlace, ledger_options, open_existing_ledger, sales_of
 from obol.cli.receipt_rows import COLUMNS, amount_text, csv_cell, decimals_of, iso, known_asset, receipt_row
 from obol.cli.sale_filter import filter_options, sale_filter
 from obol.core.totals import By, Column, Line, Total, Totals
@@ -33,16 +33,16 @@ def receipts() -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Only the newest so many.")
 @ledger_options
 @output.json_option
-def list_(data_dir: Path | None, devnet: bool, totals: str | None, limit: int, as_json: bool, **chosen: Any) -> None:
+def list_(place: LedgerPlace, totals: str | None, limit: int, as_json: bool, **chosen: Any) -> None:
     """List sales, oldest first, or what they come to."""
     which = _filter(chosen)
     if totals is not None:
         sums = Totals(By(totals))
-        _each_sale(data_dir, devnet, which, sums.add)
+        _each_sale(place, which, sums.add)
         _show_totals(sums, totals, as_json=as_json)
         return
     newest: deque[Sale] = deque(maxlen=limit)
-    seen = _each_sale(data_dir, devnet, which, newest.append)
+    seen = _each_sale(place, which, newest.append)
     if seen > limit:
         output.note(f"the newest {limit} of {seen} sales: --limit shows more, `obol receipts export` writes all")
     rows = [receipt_row(sale) for sale in newest] if output.wants_json(as_json) else [_short(sale) for sale in newest]
@@ -53,12 +53,12 @@ def list_(data_dir: Path | None, devnet: bool, totals: str | None, limit: int, a
 @click.argument("sale_id", metavar="ID")
 @ledger_options
 @output.json_option
-def show(sale_id: str, data_dir: Path | None, devnet: bool, as_json: bool) -> None:
+def show(sale_id: str, place: LedgerPlace, as_json: bool) -> None:
     """Show one sale by its receipt id."""
     from obol.cli.runtime import run_async
 
     async def find() -> "Sale | None":
-        async with open_existing_ledger(data_dir, devnet=devnet) as ledger:
+        async with open_existing_ledger(place) as ledger:
             return await ledger.sale(sale_id)
 
     sale = run_async(find())
@@ -72,7 +72,7 @@ def show(sale_id: str, data_dir: Path | None, devnet: bool, as_json: bool) -> No
 @click.option("--format", "as_format", type=click.Choice(["csv", "json", "jsonl"]), default="csv", show_default=True)
 @click.option("--output", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write this file, whole, 0600.")
 @ledger_options
-def export(data_dir: Path | None, devnet: bool, as_format: str, file: Path | None, **chosen: Any) -> None:
+def export(place: LedgerPlace, as_format: str, file: Path | None, **chosen: Any) -> None:
     """Write every sale that fits, oldest first, to stdout or a file.
 
     Amounts are exact, in atomic units and in units of the asset. A text that a spreadsheet would take for a formula
@@ -80,7 +80,7 @@ def export(data_dir: Path | None, devnet: bool, as_format: str, file: Path | Non
     """
     which = _filter(chosen)
     with _target(file) as stream, _WRITERS[as_format](stream) as write:
-        count = _each_sale(data_dir, devnet, which, lambda sale: write(receipt_row(sale)))
+        count = _each_sale(place, which, lambda sale: write(receipt_row(sale)))
     if file is not None:
         output.note(f"wrote {count} sales to {file}")
 
@@ -91,13 +91,13 @@ def _filter(chosen: dict[str, Any]) -> "SaleFilter":
     return sale_filter(now_s=SystemClock().now_s(), **chosen)
 
 
-def _each_sale(data_dir: Path | None, devnet: bool, which: "SaleFilter", use: "Callable[[Sale], None]") -> int:
+def _each_sale(place: LedgerPlace, which: "SaleFilter", use: "Callable[[Sale], None]") -> int:
     """Hand over every sale that fits; how many there were."""
     from obol.cli.runtime import run_async
 
     async def read() -> int:
         count = 0
-        async with open_existing_ledger(data_dir, devnet=devnet) as ledger:
+        async with open_existing_ledger(place) as ledger:
             async for sale in sales_of(ledger, which):
                 use(sale)
                 count += 1

@@ -3,14 +3,13 @@
 from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from obol.cli import output
 from obol.cli.exit_codes import ExitCode
-from obol.cli.ledger_file import ledger_options, open_existing_ledger, sales_of
+from obol.cli.ledger_file import LedgerPlace, ledger_options, open_existing_ledger, sales_of
 from obol.cli.receipt_rows import amount_text, decimals_of, known_asset
 from obol.cli.sale_filter import asset_address, caip2, parse_when
 from obol.core.reconciliation import Finding, Kind, Reconciler, Report
@@ -62,8 +61,7 @@ def reconcile(  # noqa: PLR0913 - the options
     network: str | None,
     asset: str | None,
     confirmations: int,
-    data_dir: Path | None,
-    devnet: bool,
+    place: LedgerPlace,
     as_json: bool,
 ) -> None:
     """Hold the ledger against the chain: which transfer paid which sale, and what is left over on either side.
@@ -77,7 +75,7 @@ def reconcile(  # noqa: PLR0913 - the options
     from obol.core.ledger import SaleFilter
 
     urls = [url.strip() for url in (rpc or "").split(",") if url.strip()]
-    if devnet == bool(urls):
+    if place.devnet == bool(urls):
         raise SettingsError("--rpc", "give it, or --devnet, and not both: the place where the money moved")
     wanted = caip2(network) if network else None
     which = SaleFilter(
@@ -86,8 +84,8 @@ def reconcile(  # noqa: PLR0913 - the options
         asset=asset_address(asset, network) if asset else None,
     )
     only = frozenset(address.lower() for address in pay_tos)
-    source = devnet_source(data_dir) if devnet else chain_source(urls, wanted, confirmations)
-    reports = run_async(_reconcile(source, data_dir, devnet, which, only))
+    source = devnet_source(place.data_dir) if place.devnet else chain_source(urls, wanted, confirmations)
+    reports = run_async(_reconcile(source, place, which, only))
     _show(reports, as_json=as_json)
     if not all(report.is_explained for _, report in reports):
         raise output.CommandError("not every unit is explained", code=ExitCode.REFUSED)
@@ -95,12 +93,11 @@ def reconcile(  # noqa: PLR0913 - the options
 
 async def _reconcile(
     opening: "AbstractAsyncContextManager[Source]",
-    data_dir: Path | None,
-    devnet: bool,
+    place: LedgerPlace,
     which: "SaleFilter",
     only: Collection[str],
 ) -> list[tuple[_Account, Report]]:
-    async with open_existing_ledger(data_dir, devnet=devnet) as ledger, opening as source:
+    async with open_existing_ledger(place) as ledger, opening as source:
         if source.network is not None:
             which = replace(which, network=source.network)
         accounts = await _accounts(ledger, which, only)

@@ -166,6 +166,9 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the ledger is kept.  [default: by XDG]"
 )
+@click.option(
+    "--ledger-env", metavar="NAME", help="Variable with a postgresql:// URL: a ledger that several gateways share."
+)
 @click.option("--description", default="", help="One line for buyers.")
 @click.option(
     "--log-format",
@@ -237,6 +240,9 @@ def _config(options: dict[str, Any], environ: Any) -> "GatewayConfig":
     options["rpc_urls"] = tuple(url.strip() for url in (options.pop("rpc") or "").split(",") if url.strip())
     options["settlement"] = Policy(options["settlement"])
     options["apis"] = _apis(options["apis"])
+    variable = options.pop("ledger_env")
+    if variable is not None:
+        options["ledger_url"] = _secret(environ, "--ledger-env", variable)
     variable = options.pop("upstream_auth_env")
     if variable is not None:
         key = _secret(environ, "--upstream-auth-env", variable)

@@ -14,10 +14,8 @@ from aiohttp import web
 from obol.adapters.clock import SystemClock
 from obol.adapters.entropy import Entropy
 from obol.adapters.event_loop import run
-from obol.adapters.ledger_sqlite import SqliteLedger
 from obol.adapters.logs import make_logger
 from obol.adapters.metrics import Metrics
-from obol.adapters.paths import ledger_file, user_data_dir
 from obol.adapters.server_probe import ProbedServer, ServerProbe
 from obol.adapters.upstream_http import HttpUpstream
 from obol.core.clock import Clock
@@ -26,6 +24,7 @@ from obol.errors import SettingsError
 from obol.gateway.app import App
 from obol.gateway.facilitators import challenge_extensions, open_facilitator
 from obol.gateway.http_server import Handler, HttpServer
+from obol.gateway.ledgers import open_ledger
 from obol.gateway.live_offer import LiveOffer
 from obol.gateway.ports import Ports
 from obol.gateway.settings import GatewayConfig, checked, offer_of, split_address
@@ -166,9 +165,7 @@ class Gateway:
 
     async def _open_ports(self, offer: Offer) -> Ports:
         config = self.config
-        ledger = await SqliteLedger.open(
-            ledger_file(config.data_dir or user_data_dir(), devnet=config.devnet), self._clock
-        )
+        ledger = await open_ledger(config, self._clock)
         self._stack.push_async_callback(ledger.close)
         facilitator = await open_facilitator(config, offer, clock=self._clock, log=self._log, warnings=self.warnings)
         self._stack.push_async_callback(facilitator.close)

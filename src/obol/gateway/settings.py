@@ -97,6 +97,8 @@ class GatewayConfig:
     """How long a stopping gateway waits for sales in flight."""
     data_dir: Path | None = None
     """Where the ledger lives; None is the XDG data folder of the user."""
+    ledger_url: str | None = field(default=None, repr=False)
+    """`postgresql://…`: a ledger that several gateways share, instead of a file. Holds a password."""
     description: str = ""
     catalogue: Catalogue = field(default=DEFAULT_CATALOGUE, repr=False)
 
@@ -231,6 +233,8 @@ def _check_settling(config: GatewayConfig) -> None:
         raise SettingsError("--rpc", "contradicts --devnet: play money is on no chain")
     if config.devnet and config.fallback_facilitator_urls:
         raise SettingsError("--facilitator", "contradicts --devnet, which settles by itself")
+    if config.devnet and config.ledger_url is not None:
+        raise SettingsError("--ledger-env", "contradicts --devnet: play money is kept in a ledger of its own")
     urls = (config.facilitator_url, *config.fallback_facilitator_urls)
     if len(set(urls)) < len(urls):
         raise SettingsError("--facilitator", "names the same facilitator twice")

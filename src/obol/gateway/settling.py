@@ -15,7 +15,7 @@ import msgspec
 from obol.core.ledger import Change
 from obol.core.payment import FINAL, Event, State
 from obol.core.sale import Delivery, NewSale, Sale
-from obol.errors import LedgerUnavailableError, SaleTakenError
+from obol.errors import IllegalTransitionError, LedgerUnavailableError, SaleTakenError
 from obol.gateway.ports import Ports
 from obol.x402.facilitator import Settlement, SettleOutcome
 from obol.x402.models import PaymentPayload, PaymentRequirements
@@ -104,6 +104,8 @@ class Settler:
                 await self._resume(sale, _STOPPED)
             except SaleTakenError:  # by a gateway that took us for dead
                 continue
+            except IllegalTransitionError as bug:  # one sale that cannot be gone on with must not keep the others
+                self._ports.log.error("sale_not_resumed", sale=sale.id, exc_info=bug)
             except LedgerUnavailableError:  # it is ours now: nobody else would go on with it
                 self._ports.log.error("sale_not_recorded", sale=sale.id)
                 self._spawn(self._go_on(sale.attempt, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
