@@ -231,13 +231,24 @@ async def test_who_waits_may_be_cancelled_and_the_call_is_made(open_sender: Open
     assert await anvil.balance(SELLER) == 15
 
 
-async def test_two_calls_per_payment_are_the_round_trips_of_sending(open_sender: OpenSender, fake: FakeRpc) -> None:
+async def test_a_send_and_a_receipt_per_payment_are_the_round_trips_of_sending(
+    open_sender: OpenSender, fake: FakeRpc
+) -> None:
     sender = await open_sender()
     await sender.run(mint(1), wait_s=5)
     fake.asked.clear()
     await sender.run(mint(2), wait_s=5)
     assert fake.asked["eth_sendRawTransaction"] == 1
-    assert not set(fake.asked) - {"eth_sendRawTransaction", "eth_getTransactionReceipt"}
+    assert fake.asked["eth_getTransactionReceipt"] <= 2
+    assert not set(fake.asked) - {"eth_sendRawTransaction", "eth_getTransactionReceipt", "eth_blockNumber"}
+
+
+async def test_receipts_are_asked_for_once_in_a_block(open_sender: OpenSender, anvil: Anvil, fake: FakeRpc) -> None:
+    sender = await open_sender(SendingLimits())
+    await anvil.automine(False)
+    await asyncio.gather(*(sender.run(mint(2**n), wait_s=0.7) for n in range(5)))
+    assert fake.asked["eth_blockNumber"] > 3
+    assert fake.asked["eth_getTransactionReceipt"] <= 5
 
 
 @pytest.mark.parametrize(

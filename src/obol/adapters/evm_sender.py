@@ -283,29 +283,41 @@ class Sender:
                 self._wake.clear()
                 await self._wake.wait()
                 looks = 0
-            for watched in list(self._open.values()):
-                try:
-                    await self._look(watched)
-                except (ChainUnavailableError, LedgerUnavailableError) as error:
-                    log.warning("cannot_watch", error=str(error))
-                except Exception as bug:  # a background loop's edge: what is not watched would never be mined
-                    log.error("watching_failed", exc_info=bug)
+            try:
+                newest = await self._chain.newest_block()
+            except ChainUnavailableError as error:
+                log.warning("cannot_watch", error=str(error))
+            else:
+                for watched in list(self._open.values()):
+                    await self._look_safely(watched, newest)
             if self._wake.is_set():
                 self._wake.clear()
                 looks = 0
             await asyncio.sleep(_POLL_S[min(looks, len(_POLL_S) - 1)])
             looks += 1
 
-    async def _look(self, watched: "_Watched") -> None:
-        """Is it mined? If not for long: is it lost, or stuck?"""
-        for attempt in reversed(watched.call.attempts):
-            receipt = await self._chain.receipt(attempt.transaction)
-            if receipt is not None:
-                if await self._chain.is_deep(receipt.block):
-                    await self._end(watched, receipt)
-                return
-            if self._clock.monotonic_s() - watched.since_s < self._limits.rebroadcast_s:
-                return  # one question a look while it is young: the newest is the likeliest
+    async def _look_safely(self, watched: "_Watched", newest: int) -> None:
+        """A background loop's edge: what is not watched would never be mined."""
+        log = self._log
+        try:
+            await self._look(watched, newest)
+        except (ChainUnavailableError, LedgerUnavailableError) as error:
+            log.warning("cannot_watch", error=str(error))
+        except Exception as bug:
+            log.error("watching_failed", exc_info=bug)
+
+    async def _look(self, watched: "_Watched", newest: int) -> None:
+        """Is it mined? Asked once for each block. If not for long: is it lost, or stuck?"""
+        if newest != watched.looked_at:
+            is_young = self._clock.monotonic_s() - watched.since_s < self._limits.rebroadcast_s
+            attempts = watched.call.attempts[-1:] if is_young else tuple(reversed(watched.call.attempts))
+            for attempt in attempts:  # the newest is the likeliest
+                receipt = await self._chain.receipt(attempt.transaction)
+                if receipt is not None:
+                    if newest - receipt.block + 1 >= self._chain.confirmations:
+                        await self._end(watched, receipt)
+                    return
+            watched.looked_at = newest
         await self._revive(watched)
 
     async def _end(self, watched: "_Watched", receipt: TransactionReceipt) -> None:
@@ -317,7 +329,7 @@ class Sender:
     async def _revive(self, watched: "_Watched") -> None:
         """Broadcast again or replace, now and then. A nonce that somebody else used is void."""
         now_s = self._clock.monotonic_s()
-        if now_s - watched.revived_s < self._limits.rebroadcast_s:
+        if now_s - max(watched.revived_s, watched.since_s) < self._limits.rebroadcast_s:
             return
         watched.revived_s = now_s
         last = watched.call.attempts[-1]
@@ -371,6 +383,8 @@ class _Watched:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     receipt: TransactionReceipt | None = None
     revived_s: float = float("-inf")
+    looked_at: int = -1
+    """The newest block when its receipts were asked for in vain."""
 
 
 def _says(flaw: str, texts: Sequence[str]) -> bool:

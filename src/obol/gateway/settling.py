@@ -6,7 +6,7 @@ says where it stood, and `recover` goes on from there.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ SettledSteps = Callable[[bool], Sequence[Event]]
 
 ASKED_AT_ONCE = 64
 """Unresolved settlements asked about at the same time: a restart with many must not bury the facilitator."""
+RESUMED_AT_ONCE = 256
+"""Adopted sales whose next step is recorded together: as many as share a commit."""
 Recording = asyncio.Task[bool]
 """A step being recorded; False: the sale belongs to another attempt now, and it was not."""
 RELEASE_PATIENCE_S = 1.0
@@ -99,17 +101,23 @@ class Settler:
     async def recover(self, network: str) -> int:
         """Go on with the sales on a network that a dead process left unfinished; how many there were."""
         sales = await self._ports.ledger.adopt(network)
-        for sale in sales:
-            try:
-                await self._resume(sale, _STOPPED)
-            except SaleTakenError:  # by a gateway that took us for dead
-                continue
-            except IllegalTransitionError as bug:  # one sale that cannot be gone on with must not keep the others
-                self._ports.log.error("sale_not_resumed", sale=sale.id, exc_info=bug)
-            except LedgerUnavailableError:  # it is ours now: nobody else would go on with it
-                self._ports.log.error("sale_not_recorded", sale=sale.id)
-                self._spawn(self._go_on(sale.attempt, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
+        for some in _in_parts(sales, RESUMED_AT_ONCE):
+            async with asyncio.TaskGroup() as tasks:
+                for sale in some:
+                    tasks.create_task(self._resume_adopted(sale))
         return len(sales)
+
+    async def _resume_adopted(self, sale: Sale) -> None:
+        """It is ours now: nobody else would go on with it."""
+        try:
+            await self._resume(sale, _STOPPED)
+        except SaleTakenError:  # by a gateway that took us for dead
+            self._ports.log.warning("sale_taken", sale=sale.id)
+        except IllegalTransitionError as bug:  # one that cannot be gone on with must not keep the others
+            self._ports.log.error("sale_not_resumed", sale=sale.id, exc_info=bug)
+        except LedgerUnavailableError:
+            self._ports.log.error("sale_not_recorded", sale=sale.id)
+            self._spawn(self._go_on(sale.attempt, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for settlements under way, then stop asking about unresolved ones: the ledger keeps them."""
@@ -326,6 +334,11 @@ class Settler:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, _TOLD):  # where it was met
             self._ports.log.error("settler_failed", error=type(error).__name__, exc_info=error)
+
+
+def _in_parts(sales: Sequence[Sale], size: int) -> Iterator[Sequence[Sale]]:
+    """In order, `size` at a time."""
+    return (sales[start : start + size] for start in range(0, len(sales), size))
 
 
 def attempt_of(sale: Sale | NewSale) -> str:
