@@ -52,7 +52,7 @@ components: .venv/.installed-dev ## Outside programs that tests talk to, cached 
 	@scripts/components
 
 .PHONY: bench
-bench: .venv/.installed-dev ## Benchmarks of the data path (ARGS="...")
+bench: components ## Benchmarks of data path, ledgers and settlement (ARGS="...")
 	@scripts/bench-components
 	$(BIN)/python -m bench $(ARGS)
 

@@ -10,19 +10,32 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import memory, micro, plain, refusals, sse
+from bench import handover, ledgers, memory, micro, plain, recovery, refusals, settlements, sse
+from bench.chain import anvil_path
 from bench.machine import allow_many_files, can_pin, describe
 from bench.nginx import nginx_path
 from bench.wrk import wrk_path
 
 PARTS = {
     "micro": micro.measure,
+    "ledgers": ledgers.measure,
     "refusals": refusals.measure,
     "plain": plain.measure,
     "sse": sse.measure,
     "memory": memory.measure,
+    "handover": handover.measure,
+    "settlements": settlements.measure,
+    "recovery": recovery.measure,
 }
-NEEDED = {"refusals": ("nginx", "wrk"), "plain": ("nginx", "wrk"), "sse": ("nginx",), "memory": ("nginx",)}
+NEEDED = {
+    "refusals": ("nginx", "wrk"),
+    "plain": ("nginx", "wrk"),
+    "sse": ("nginx",),
+    "memory": ("nginx",),
+    "handover": ("nginx",),
+    "settlements": ("anvil",),
+}
+WHERE = {"nginx": nginx_path, "wrk": wrk_path, "anvil": anvil_path}
 
 
 def main() -> None:
@@ -37,7 +50,7 @@ def main() -> None:
         if not can_pin():
             console.print("No core can be kept for the measured program here: figures are noisier.", style="yellow")
         for part in _wanted():
-            missing = [program for program in NEEDED.get(part, ()) if not _found(program)]
+            missing = [program for program in NEEDED.get(part, ()) if WHERE[program]() is None]
             if missing:
                 console.print(f"{part}: skipped, needs {' and '.join(missing)}. {_install(missing)}", style="yellow")
                 continue
@@ -68,11 +81,9 @@ def _say(console: Console, update: Callable[[str], None], what: str, started_s: 
         console.print(f"{time.monotonic() - started_s:5.0f} s  {what}", style="dim")
 
 
-def _found(program: str) -> bool:
-    return (nginx_path() if program == "nginx" else wrk_path()) is not None
-
-
 def _install(missing: list[str]) -> str:
+    if "anvil" in missing:
+        return "Install it with: make components"
     tool = "brew install" if sys.platform == "darwin" else "sudo apt-get install"
     return f"Install it with: {tool} {' '.join(missing)}"
 

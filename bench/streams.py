@@ -123,20 +123,28 @@ def open_streams(target: Program, payments: list[str] | list[None], *, interval_
         loop.call_soon_threadsafe(streams.close)
 
 
-def ttft_s(target: Program, payments: list[str] | list[None], *, chunks: int, interval_s: float) -> list[float]:
-    """Times to first token of streams that are opened one after the other."""
+def ttft_s(
+    target: Program, payments: list[str] | list[None], *, chunks: int, interval_s: float, at_once: int = 1
+) -> list[float]:
+    """Times to first token of streams, each read to its end; `at_once` are open at any time."""
 
-    async def one_by_one() -> list[float]:
-        streams = Streams()
-        for payment in payments:
-            stream = await streams.open(target.port, _request(payment, chunks, interval_s))
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await stream.done
-            stream.close()
+    async def all_of_them() -> list[float]:
+        streams, waiting = Streams(), iter(payments)
+
+        async def one_by_one() -> None:
+            for payment in waiting:
+                stream = await streams.open(target.port, _request(payment, chunks, interval_s))
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    await stream.done
+                stream.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(at_once):
+                tasks.create_task(one_by_one())
         return streams.ttft_s
 
     with on_core(OTHERS_CORE):
-        return run(one_by_one())
+        return run(all_of_them())
 
 
 def _request(payment: str | None, chunks: int, interval_s: float) -> bytes:
