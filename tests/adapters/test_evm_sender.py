@@ -9,7 +9,8 @@ import pytest
 from obol.adapters.chain_evm import EvmChain
 from obol.adapters.clock import SystemClock
 from obol.adapters.evm_abi import call_data
-from obol.adapters.evm_sender import Call, Mined, NotSent, Sender, SendingLimits, Unmined
+from obol.adapters.evm_calls import Call, Mined, NotSent, Unmined
+from obol.adapters.evm_sender import Sender, SendingLimits
 from obol.adapters.evm_signing import LocalTransactionSigner
 from obol.adapters.logs import make_logger
 from obol.adapters.rpc_http import JsonRpc
@@ -17,7 +18,7 @@ from obol.core.networks import BASE_SEPOLIA
 from obol.errors import ChainUnavailableError, SettingsError
 from tests.adapters.payments import SELLER
 from tests.evm.anvil import USDC, Anvil
-from tests.fakes.rpc import Drops, Errors, FakeRpc, Says, Stalls
+from tests.fakes.rpc import Drops, Errors, Fails, FakeRpc, Says, Stalls
 
 KEY = bytes([5] * 32)
 QUICK = SendingLimits(rebroadcast_s=0.2)
@@ -160,6 +161,37 @@ async def test_what_a_node_refuses_was_not_sent_and_leaves_no_gap(
     assert await anvil.balance(SELLER) == 7
 
 
+async def test_a_refusal_among_others_leaves_no_gap(open_sender: OpenSender, anvil: Anvil, fake: FakeRpc) -> None:
+    sender = await open_sender()
+    fake.behaviours = {"eth_sendRawTransaction": Errors(-32000, "transaction underpriced by our policy", times=1)}
+    sent = await asyncio.gather(*(sender.run(mint(2**n), wait_s=10) for n in range(5)))
+    refused = [place for place, one in enumerate(sent) if isinstance(one, NotSent)]
+    assert len(refused) == 1
+    assert await anvil.balance(SELLER) == 2**5 - 1 - 2 ** refused[0]
+    assert isinstance(await sender.run(mint(2 ** refused[0]), wait_s=10), Mined)
+    assert await anvil.balance(SELLER) == 2**5 - 1
+    assert sender.unmined == 0
+
+
+async def test_a_gap_is_filled_when_the_chain_answers_again(
+    open_sender: OpenSender, anvil: Anvil, fake: FakeRpc
+) -> None:
+    sender = await open_sender()
+    fake.behaviours = {
+        "eth_sendRawTransaction": Errors(-32000, "transaction underpriced by our policy", times=1),
+        "eth_getTransactionCount": Fails(),
+    }
+    sending = asyncio.gather(*(sender.run(mint(2**n), wait_s=0.2) for n in range(5)))
+    sent = await sending
+    refused = [place for place, one in enumerate(sent) if isinstance(one, NotSent)]
+    assert len(refused) == 1
+    fake.behaviours = {}
+    others = [n for n in range(5) if n not in refused]
+    mined = await asyncio.gather(*(sender.known(f"mint {2**n}", wait_s=10) for n in others))
+    assert all(isinstance(one, Mined) for one in mined)
+    assert await anvil.balance(SELLER) == sum(2**n for n in others)
+
+
 async def test_a_stuck_transaction_is_replaced_at_a_higher_fee(open_sender: OpenSender, anvil: Anvil) -> None:
     sender = await open_sender(SendingLimits(replace_after_s=0.2, rebroadcast_s=0.1))
     await anvil.automine(False)
@@ -193,6 +225,20 @@ async def test_a_settlement_that_a_reorganisation_took_back_is_sent_again(
     await anvil.revert(before)
     assert await anvil.balance(SELLER) == 0
     assert isinstance(await sender.known("mint 7", wait_s=20), Mined)
+    assert await anvil.balance(SELLER) == 7
+
+
+async def test_what_a_reorganisation_took_back_is_sent_again_after_a_restart(
+    open_sender: OpenSender, anvil: Anvil
+) -> None:
+    sender = await open_sender()
+    before = await anvil.snapshot()
+    for amount in (1, 2):
+        assert isinstance(await sender.run(mint(amount), wait_s=5), Mined)
+    await sender.close()
+    await anvil.revert(before)
+    again = await open_sender()
+    assert isinstance(await again.run(mint(4), wait_s=15), Mined)
     assert await anvil.balance(SELLER) == 7
 
 

@@ -40,11 +40,12 @@ class Says:
 
 @dataclass(frozen=True)
 class Errors:
-    """Answers a JSON-RPC error."""
+    """Answers a JSON-RPC error; with `times`, so often and then what is true."""
 
     code: int
     message: str
     data: Any = None
+    times: int | None = None
 
 
 Behaviour = Fails | Drops | Stalls | Says | Errors
@@ -98,7 +99,7 @@ class FakeRpc:
             case Stalls():
                 await self._released.wait()
                 return self._drop(request)
-            case Errors(code, message, data):
+            case Errors(code, message, data, times) if times is None or self.asked[method] <= times:
                 error = {"code": code, "message": message, "data": data}
                 return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "error": error})
         async with self._session.post(self._node_url, json=asked) as response:

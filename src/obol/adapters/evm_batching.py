@@ -13,7 +13,8 @@ import structlog
 from obol.adapters.chain_evm import EvmChain, RevertedError
 from obol.adapters.contracts.batcher import FACTORY, BatchedCall, Batcher, load_batcher, run_data, run_gas_limit
 from obol.adapters.evm_abi import AbiError, decode_uint
-from obol.adapters.evm_sender import Call, Mined, NotSent, Sender, Sent
+from obol.adapters.evm_calls import Call, Mined, NotSent, Sent
+from obol.adapters.evm_sender import Sender
 from obol.errors import ChainUnavailableError
 
 BATCH_MAX = 64

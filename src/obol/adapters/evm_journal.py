@@ -50,7 +50,7 @@ JOURNAL_SCHEMA = Schema(application_id=0x0B01_4A4E, migrations=(_1_CALLS,))
 _CALL = "SELECT id, nonce, to_address, data, gas_limit, state, mined FROM call "
 
 _BY_KEY = _CALL + "WHERE id IN (SELECT call FROM purpose WHERE key = ?) AND state <> 'void'"  # noqa: S608 - constants
-_OPEN = _CALL + "WHERE state = 'open' ORDER BY nonce"
+_STANDING = _CALL + "WHERE state = 'open' OR (state = 'mined' AND nonce >= ?) ORDER BY nonce"
 
 
 class CallState(StrEnum):
@@ -137,11 +137,11 @@ class EvmJournal:
         sql = "UPDATE call SET state = ?, mined = ? WHERE id = ?"
         await self._writer.run(lambda db: db.execute(sql, (state.value, mined, call.id)))
 
-    async def open_calls(self) -> list[JournalCall]:
-        """What is not mined yet, by nonce."""
+    async def standing(self, first: int) -> list[JournalCall]:
+        """What is not mined yet, and what was mined at nonce `first` or later, by nonce."""
 
         def operation(db: sqlite3.Connection) -> list[JournalCall]:
-            return [_call(db, row) for row in db.execute(_OPEN).fetchall()]
+            return [_call(db, row) for row in db.execute(_STANDING, (first,)).fetchall()]
 
         return await self._writer.run(operation)
 

@@ -1,14 +1,15 @@
 """The nonce manager of one key on one chain: every call is mined once, or provably never was.
 
 A transaction is in the journal before it is broadcast, so whatever happens next is found again: by its key, after a
-crash, under whichever of its hashes. Nonces are given out in order under one lock, and the next one only once a node
-has taken the one before, or may have: there is never a gap. What is not mined is watched: broadcast again, and
-replaced at a higher fee when it is stuck. A transaction that reverted was mined; it is never sent again.
+crash, under whichever of its hashes. Nonces are given out in order under one lock, and broadcast beside each other; the
+nonce of what no node takes is given out again, or filled with an empty transaction where later ones are out already.
+What is not mined is watched: broadcast again, and replaced at a higher fee when it is stuck. A transaction that
+reverted was mined; it is never sent again.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -16,6 +17,8 @@ from typing import Self
 import structlog
 
 from obol.adapters.chain_evm import EvmChain, TransactionReceipt
+from obol.adapters.evm_calls import Call, Mined, NotSent, Sent, Unmined
+from obol.adapters.evm_fees import Fees, GasPrice
 from obol.adapters.evm_journal import Attempt, CallState, EvmJournal, JournalCall
 from obol.adapters.evm_signing import TransactionFields, TransactionSigner
 from obol.adapters.rpc_http import RpcRefusedError
@@ -24,7 +27,9 @@ from obol.errors import ChainUnavailableError, LedgerUnavailableError
 
 _POLL_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Waits between looks at what is not mined; the last one repeats."""
-_FEES_AGE_S = 2.0
+_NOTHING_GAS = 21_000
+"""For a transaction to ourselves that does nothing."""
+_LONG_AGO, _NOT_YET = float("-inf"), float("inf")
 _SAME = ("already known", "known transaction", "already imported")
 _TOO_LOW = ("nonce too low", "already been used", "invalid nonce", "nonce is too low")
 
@@ -39,43 +44,6 @@ class SendingLimits:
 
 
 DEFAULT_LIMITS = SendingLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What to send. `keys` are its purposes: one that was sent is never sent again."""
-
-    keys: tuple[str, ...]
-    to: str
-    data: bytes = field(repr=False)
-    gas_limit: int
-    is_alone: bool = False
-    """It must have a transaction of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mined:
-    """In a block that counts; `receipt.is_success` says how it ended."""
-
-    receipt: TransactionReceipt
-
-
-@dataclass(frozen=True, slots=True)
-class Unmined:
-    """Broadcast, or perhaps; it may be mined at any time."""
-
-    transaction: str
-
-
-@dataclass(frozen=True, slots=True)
-class NotSent:
-    """Nothing left this machine that could ever be mined. `reason` is a stable code."""
-
-    reason: str
-    message: str
-
-
-Sent = Mined | Unmined
 
 
 class Sender:
@@ -100,7 +68,7 @@ class Sender:
         self._limits = limits
         self._lock = asyncio.Lock()
         self._next_nonce = 0
-        self._fees: tuple[float, int, int] | None = None
+        self._price = GasPrice(chain, clock, cap_wei=limits.max_fee_wei)
         self._open: dict[int, _Watched] = {}
         """By nonce."""
         self._wake = asyncio.Event()
@@ -142,7 +110,7 @@ class Sender:
         `LedgerUnavailableError` where it may or may not have been written down: ask `known` again.
         """
         # A task of its own: whoever waits may be cancelled, and what was written down must be sent all the same.
-        sending = asyncio.get_running_loop().create_task(self._send_in_turn(call))
+        sending = asyncio.get_running_loop().create_task(self._send_new(call))
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
         watched = await asyncio.shield(sending)
@@ -150,7 +118,7 @@ class Sender:
 
     async def too_dear(self) -> NotSent | None:
         """Why nothing would be sent now: gas costs more than we pay. Raises `ChainUnavailableError`."""
-        fees = await self._fees_now()
+        fees = await self._price.now()
         return fees if isinstance(fees, NotSent) else None
 
     async def known(self, key: str, *, wait_s: float = 0.0) -> Sent | None:
@@ -168,7 +136,7 @@ class Sender:
             if await self._chain.transaction_count(self.address) > call.nonce:
                 raise ChainUnavailableError("the node does not show the receipt of a transaction that was mined")
             await self._journal.mark(call, CallState.OPEN)
-            self._watch(call, since_s=float("-inf"))
+            self._watch(call, since_s=_LONG_AGO)
         watched = self._open.get(call.nonce)
         if watched is None:  # mined since we looked
             return Unmined(call.attempts[-1].transaction)
@@ -192,49 +160,79 @@ class Sender:
         await self._get_in_step()
         self._watching = asyncio.get_running_loop().create_task(self._watch_all())
 
-    async def _get_in_step(self) -> None:
-        """Take the next nonce from chain and journal, and watch what the journal has open."""
-        self._next_nonce = await self._chain.transaction_count(self.address)
-        for call in await self._journal.open_calls():
-            self._watch(call, since_s=float("-inf"))
-            self._next_nonce = max(self._next_nonce, call.nonce + 1)
-        self._is_in_step = True
-
-    async def _send_in_turn(self, call: Call) -> "_Watched | NotSent":
-        """The next nonce is given out when a node has this one, or may have it."""
-        async with self._lock:
-            if not self._is_in_step:
-                await self._get_in_step()
-            fees = await self._fees_now()
-            if isinstance(fees, NotSent):
-                return fees
-            return await self._send(call, fees)
-
-    async def _send(self, call: Call, fees: tuple[int, int]) -> "_Watched | NotSent":
-        """Journal, then broadcast."""
+    async def _send_new(self, call: Call) -> "_Watched | NotSent":
+        """Journal in turn, then broadcast beside others: a node may see a later nonce first."""
         for _ in range(2):
-            nonce = self._next_nonce
-            attempt = await self._sign(nonce, call.to, call.data, call.gas_limit, fees)
-            self._is_in_step = False  # until we know what was written down
-            entry = await self._journal.add(call.keys, nonce, call.to, call.data, call.gas_limit, attempt)
-            flaw = await self._broadcast(attempt)
+            async with self._lock:
+                watched = await self._write_down(call)
+            if isinstance(watched, NotSent):
+                return watched
+            try:
+                flaw = await self._broadcast(watched.call.attempts[0])
+            finally:
+                watched.since_s = self._clock.monotonic_s()
             if flaw is None:
-                self._next_nonce, self._is_in_step = nonce + 1, True
-                return self._watch(entry, since_s=self._clock.monotonic_s())
-            await self._journal.mark(entry, CallState.VOID)  # no node took it, and nobody else has it
-            self._is_in_step = True
+                return watched
+            await self._take_back(watched)
             if not _says(flaw, _TOO_LOW):
                 return NotSent("transaction_refused", f"the node refuses the transaction: {flaw}")
-            self._log.warning("nonce_taken_by_another", nonce=nonce, address=self.address)
-            self._next_nonce = max(nonce + 1, await self._chain.transaction_count(self.address))
+            self._log.warning("nonce_taken_by_another", nonce=watched.call.nonce, address=self.address)
         return NotSent("nonce_taken", "another program sends with the same key")
 
-    async def _sign(self, nonce: int, to: str, data: bytes, gas_limit: int, fees: tuple[int, int]) -> Attempt:
-        max_fee_wei, priority_fee_wei = fees
+    async def _write_down(self, call: Call) -> "_Watched | NotSent":
+        """Give out the next nonce. From here on the call is sent: after a crash by the watch."""
+        fees = await self._price.now()
+        if isinstance(fees, NotSent):
+            return fees
+        unready = None if self._is_in_step else await self._get_in_step()
+        return unready or await self._add(call, self._next_nonce, fees)
+
+    async def _add(self, call: Call, nonce: int, fees: Fees) -> "_Watched":
+        attempt = await self._sign(nonce, call.to, call.data, call.gas_limit, fees)
+        self._is_in_step = False  # until we know what was written down
+        entry = await self._journal.add(call.keys, nonce, call.to, call.data, call.gas_limit, attempt)
+        self._next_nonce, self._is_in_step = max(self._next_nonce, nonce + 1), True
+        return self._watch(entry, since_s=_NOT_YET)
+
+    async def _take_back(self, watched: "_Watched") -> None:
+        """No node took it, and nobody else has it."""
+        async with self._lock:
+            self._is_in_step = False
+            await self._journal.mark(watched.call, CallState.VOID)
+            self._open.pop(watched.call.nonce, None)
+            try:
+                await self._get_in_step()
+            except ChainUnavailableError as error:
+                self._log.warning("nonces_out_of_step", error=str(error))  # the watch, or who sends next, tries again
+
+    async def _get_in_step(self) -> NotSent | None:
+        """Agree with chain and journal on the next nonce, and see that all before it can be mined; else why not."""
+        self._is_in_step = False
+        first = await self._chain.transaction_count(self.address)
+        standing = await self._journal.standing(first)
+        for call in standing:
+            if call.state is CallState.MINED and call.nonce >= first:  # a reorganisation took it back
+                await self._journal.mark(call, CallState.OPEN)
+            self._watch(call, since_s=_LONG_AGO)
+        taken = {call.nonce for call in standing}
+        self._next_nonce = max(first, *(nonce + 1 for nonce in taken)) if taken else first
+        for nonce in sorted(set(range(first, self._next_nonce)) - taken):
+            fees = await self._price.now()
+            if isinstance(fees, NotSent):
+                return fees
+            filler = await self._add(Call((), self.address, b"", _NOTHING_GAS), nonce, fees)
+            filler.since_s = _LONG_AGO
+            self._log.warning("nonce_filled", nonce=nonce, address=self.address)
+        self._is_in_step = True
+        return None
+
+    async def _sign(self, nonce: int, to: str, data: bytes, gas_limit: int, fees: Fees) -> Attempt:
         signed = await self._signer.sign(
-            TransactionFields(self._chain.network.chain_id, nonce, to, data, gas_limit, max_fee_wei, priority_fee_wei)
+            TransactionFields(
+                self._chain.network.chain_id, nonce, to, data, gas_limit, fees.max_fee_wei, fees.priority_fee_wei
+            )
         )
-        return Attempt(signed.transaction, signed.raw, max_fee_wei, priority_fee_wei, self._clock.now_s())
+        return Attempt(signed.transaction, signed.raw, fees.max_fee_wei, fees.priority_fee_wei, self._clock.now_s())
 
     async def _broadcast(self, attempt: Attempt) -> str | None:
         """None when a node has the transaction, or may have it; else why it was refused."""
@@ -247,22 +245,10 @@ class Sender:
             self._log.warning("broadcast_unknown", transaction=attempt.transaction)
         return None
 
-    async def _fees_now(self) -> tuple[int, int] | NotSent:
-        """Max fee and priority fee, in wei per gas: twice the base fee leaves room for five full blocks."""
-        now_s = self._clock.monotonic_s()
-        if self._fees is None or now_s - self._fees[0] > _FEES_AGE_S:
-            block = await self._chain.block()
-            self._fees = (now_s, block.base_fee_wei, await self._chain.priority_fee())
-        _, base_wei, priority_wei = self._fees
-        if base_wei + priority_wei > self._limits.max_fee_wei:
-            text = f"gas costs {base_wei + priority_wei} wei now; the cap is {self._limits.max_fee_wei}"
-            return NotSent("gas_price_above_cap", text)
-        return min(2 * base_wei + priority_wei, self._limits.max_fee_wei), priority_wei
-
     # -------------------------------------------------------------------------------------------------- watching
 
     def _watch(self, call: JournalCall, *, since_s: float) -> "_Watched":
-        """`since_s`: when it was broadcast for sure; long ago for what may not have been."""
+        """`since_s`: when it was broadcast, at the earliest."""
         watched = self._open.get(call.nonce) or _Watched(call, since_s)
         self._open[call.nonce] = watched
         self._wake.set()
@@ -277,34 +263,37 @@ class Sender:
         return Unmined(watched.call.attempts[-1].transaction)
 
     async def _watch_all(self) -> None:
-        looks, log = 0, self._log
+        looks = 0
         while True:
             if not self._open:
                 self._wake.clear()
                 await self._wake.wait()
                 looks = 0
-            try:
-                newest = await self._chain.newest_block()
-            except ChainUnavailableError as error:
-                log.warning("cannot_watch", error=str(error))
-            else:
-                for watched in list(self._open.values()):
-                    await self._look_safely(watched, newest)
+            await self._safely(self._look_at_all())
             if self._wake.is_set():
                 self._wake.clear()
                 looks = 0
             await asyncio.sleep(_POLL_S[min(looks, len(_POLL_S) - 1)])
             looks += 1
 
-    async def _look_safely(self, watched: "_Watched", newest: int) -> None:
+    async def _safely(self, work: Coroutine[None, None, None]) -> None:
         """A background loop's edge: what is not watched would never be mined."""
         log = self._log
         try:
-            await self._look(watched, newest)
+            await work
         except (ChainUnavailableError, LedgerUnavailableError) as error:
             log.warning("cannot_watch", error=str(error))
         except Exception as bug:
             log.error("watching_failed", exc_info=bug)
+
+    async def _look_at_all(self) -> None:
+        newest = await self._chain.newest_block()
+        for watched in list(self._open.values()):
+            await self._safely(self._look(watched, newest))
+        if not self._is_in_step:
+            async with self._lock:
+                if not self._is_in_step:
+                    await self._get_in_step()
 
     async def _look(self, watched: "_Watched", newest: int) -> None:
         """Is it mined? Asked once for each block. If not for long: is it lost, or stuck?"""
@@ -344,16 +333,11 @@ class Sender:
     async def _bump(self, watched: "_Watched") -> Attempt | None:
         """A replacement at fees that nodes accept (12.5 % more), in the journal; None at the cap."""
         call, last = watched.call, watched.call.attempts[-1]
-        fees = await self._fees_now()
-        wanted = (0, 0) if isinstance(fees, NotSent) else fees
-        max_fee_wei = max(last.max_fee_wei * 9 // 8 + 1, wanted[0])
-        priority_fee_wei = max(last.priority_fee_wei * 9 // 8 + 1, wanted[1])
-        if max_fee_wei > self._limits.max_fee_wei:
-            self._log.warning("fee_cap_reached", transaction=last.transaction, cap_wei=self._limits.max_fee_wei)
+        fees = await self._price.for_replacing(Fees(last.max_fee_wei, last.priority_fee_wei))
+        if fees is None:
+            self._log.warning("fee_cap_reached", transaction=last.transaction, cap_wei=self._price.cap_wei)
             return None
-        attempt = await self._sign(
-            call.nonce, call.to, call.data, call.gas_limit, (max_fee_wei, min(priority_fee_wei, max_fee_wei))
-        )
+        attempt = await self._sign(call.nonce, call.to, call.data, call.gas_limit, fees)
         await self._journal.add_attempt(call, attempt)
         watched.call = replace(call, attempts=(*call.attempts, attempt))
         self._log.info("transaction_replaced", old=last.transaction, new=attempt.transaction)
@@ -380,6 +364,7 @@ class _Watched:
 
     call: JournalCall
     since_s: float
+    """When it was broadcast: `_NOT_YET` while it is on its way for the first time, and nobody else may broadcast it."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     receipt: TransactionReceipt | None = None
     revived_s: float = float("-inf")

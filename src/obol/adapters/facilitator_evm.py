@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from obol.adapters.chain_evm import EvmChain, TransactionReceipt
 from obol.adapters.evm_batching import BatchingSender
+from obol.adapters.evm_calls import Call, Mined, NotSent, Unmined
 from obol.adapters.evm_plans import Plan, Planner
-from obol.adapters.evm_sender import Call, Mined, NotSent, Sender, Unmined
+from obol.adapters.evm_sender import Sender
 from obol.adapters.failure_budget import FailureBudget
 from obol.adapters.witness_evm import EvmWitness, find_transfer
 from obol.adapters.witness_permit2 import find_payment
