@@ -161,6 +161,21 @@ async def test_what_a_node_refuses_was_not_sent_and_leaves_no_gap(
     assert await anvil.balance(SELLER) == 7
 
 
+async def test_what_is_sent_again_unchanged_after_a_refusal_is_found_after_a_crash(
+    open_sender: OpenSender, anvil: Anvil, fake: FakeRpc
+) -> None:
+    """Nonce, fees and call are the same, so the transaction is: it belongs to the call that was not refused."""
+    sender = await open_sender()
+    fake.behaviours = {"eth_sendRawTransaction": Errors(-32000, "insufficient funds for gas * price + value", times=1)}
+    assert isinstance(await sender.run(mint(7), wait_s=1), NotSent)
+    await anvil.automine(False)
+    assert isinstance(await sender.run(mint(7), wait_s=0.01), Unmined)
+    await sender.close()
+    await anvil.mine()
+    again = await open_sender()
+    assert isinstance(await again.known("mint 7", wait_s=5), Mined)
+
+
 async def test_a_refusal_among_others_leaves_no_gap(open_sender: OpenSender, anvil: Anvil, fake: FakeRpc) -> None:
     sender = await open_sender()
     fake.behaviours = {"eth_sendRawTransaction": Errors(-32000, "transaction underpriced by our policy", times=1)}

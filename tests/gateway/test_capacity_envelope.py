@@ -6,9 +6,9 @@ and the HTTPRoute belongs to the operator.
 
 import pytest
 
-from obol import Gateway, GatewayConfig
+from obol import GatewayConfig
 from obol.core.networks import BASE_SEPOLIA, DEFAULT_CATALOGUE, ETHEREUM, Asset, TransferMethod
-from obol.errors import SettingsError
+from obol.gateway.settings import checked, offer_of
 from tests.cli.program import obol
 from tests.fakes.model_server import Behaviour
 from tests.gateway.fixtures import MakeShop
@@ -133,10 +133,10 @@ async def test_pricing_output_preserves_the_selected_asset(make_shop: MakeShop, 
 
 
 @pytest.mark.parametrize("chain", ["base-sepolia", "ethereum", "eip155:1"])
-def test_obol_tokens_are_refused_with_the_reason_until_they_can_be_settled(chain: str) -> None:
+def test_obol_is_sold_on_the_networks_that_have_it(chain: str) -> None:
     network = DEFAULT_CATALOGUE.network(chain)
     assert network in (BASE_SEPOLIA, ETHEREUM)
-    assert DEFAULT_CATALOGUE.asset(network, "obol").transfer_method is TransferMethod.PERMIT2
-    config = GatewayConfig("http://127.0.0.1:1", pay_to=SELLER, chain=chain, payment_asset="obol")
-    with pytest.raises(SettingsError, match=r"^--payment-asset: OBOL .* permit2, which cannot be settled yet"):
-        Gateway(config)
+    offer = offer_of(
+        checked(GatewayConfig("http://127.0.0.1:1", pay_to=SELLER, chain=chain, payment_asset="obol")), ("m",)
+    )
+    assert (offer.asset.symbol, offer.asset.transfer_method) == ("OBOL", TransferMethod.PERMIT2)

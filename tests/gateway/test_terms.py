@@ -417,6 +417,16 @@ async def test_an_ending_that_cannot_be_recorded_is_recorded_later(make_shop: Ma
     await shop.receipt_in("settled", sale_id, delivery="complete")
 
 
+async def test_who_has_all_of_a_stream_is_never_served_again(make_shop: MakeShop) -> None:
+    """Its end leaves when it is written down that it began, so that a gateway which dies then knows."""
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=(0.1,), settlement=SettlementPolicy.BEFORE)
+    ledger.faults = [Fault("record", Event.OUTPUT, times=2)]
+    answer = await shop.pay(chat(stream=True))
+    assert answer.status == 200
+    assert [row["state"] for row in await shop.ledger_rows()] == ["settled"]
+
+
 # --------------------------------------------------------------------------------------------------- whatever happens
 
 

@@ -95,9 +95,15 @@ class EvmJournal:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open or create the file. Raises `SettingsError` when another process sends with the same key."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        """Open or create the file.
+
+        Raises `SettingsError` when another process sends with the same key, or the folder cannot be used.
+        """
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise SettingsError(DATA_DIR, f"the folder cannot be used: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -158,8 +164,12 @@ class EvmJournal:
 
 
 def _add_attempt(db: sqlite3.Connection, call: int, attempt: Attempt) -> None:
+    """The very same transaction is signed anew where a refused call is sent again: it is now for this one."""
     fees = (str(attempt.max_fee_wei), str(attempt.priority_fee_wei))
-    sql = "INSERT OR IGNORE INTO attempt VALUES (?, ?, ?, ?, ?, ?)"
+    sql = (
+        "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (transaction_id) DO UPDATE SET call = excluded.call, at_s = excluded.at_s"
+    )
     db.execute(sql, (attempt.transaction, call, attempt.raw, *fees, attempt.at_s))
 
 

@@ -171,6 +171,7 @@ class Sender:
                 flaw = await self._broadcast(watched.call.attempts[0])
             finally:
                 watched.since_s = self._clock.monotonic_s()
+                self._wake.set()
             if flaw is None:
                 return watched
             await self._take_back(watched)
@@ -287,8 +288,9 @@ class Sender:
             log.error("watching_failed", exc_info=bug)
 
     async def _look_at_all(self) -> None:
-        newest = await self._chain.newest_block()
-        for watched in list(self._open.values()):
+        sent = [watched for watched in self._open.values() if watched.since_s != _NOT_YET]
+        newest = await self._chain.newest_block() if sent else 0
+        for watched in sent:
             await self._safely(self._look(watched, newest))
         if not self._is_in_step:
             async with self._lock:
@@ -364,7 +366,7 @@ class _Watched:
 
     call: JournalCall
     since_s: float
-    """When it was broadcast: `_NOT_YET` while it is on its way for the first time, and nobody else may broadcast it."""
+    """When it was broadcast: `_NOT_YET` while it is on its way for the first time, and nobody else may do anything."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     receipt: TransactionReceipt | None = None
     revived_s: float = float("-inf")

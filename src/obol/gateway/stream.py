@@ -5,7 +5,7 @@ fails first costs nothing and gets a proper status. Settlement goes on beside th
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -44,7 +44,7 @@ async def relay(
     first_s = till.ports.clock.monotonic_s() - call.received_s
     settling = await terms.stream_begins()
     response = web.StreamResponse(status=answer.status, headers=_head(call, terms, answer))
-    passing = _Passing(call, response, settling, terms.stream_has_begun, patience_s=till.patience.reader_s)
+    passing = _Passing(call, response, settling, terms, patience_s=till.patience.reader_s)
     delivery = await passing.run(held, meter, None if has_ended else answer)
     slot.free(served=delivery is Delivery.COMPLETE)
     answer.close()
@@ -85,12 +85,12 @@ class _Passing:
         call: Call,
         response: web.StreamResponse,
         settling: asyncio.Task[Settlement] | None,
-        when_begun: Callable[[], None],
+        terms: Terms,
         *,
         patience_s: float,
     ) -> None:
         self._call = call
-        self._when_begun = when_begun
+        self._terms = terms
         self._patience_s = patience_s
         self._response = response
         self._settling = settling
@@ -116,12 +116,13 @@ class _Passing:
         if self._call.has_left():
             raise ConnectionResetError
         self._has_begun = True  # even if the buyer leaves before all of this has left: it may be nearly all there is
-        self._when_begun()
+        self._terms.stream_has_begun()
         await self._response.write(held)
         while answer is not None and (chunk := await answer.read_chunk()):
             meter.feed(chunk)
             await self._response.write(chunk)
         meter.end()
+        await self._terms.stream_ends()
         await self._response.write_eof()
 
     @contextmanager

@@ -20,10 +20,12 @@ from obol.x402.facilitator import Settlement, SettleOutcome
 
 _SERVED = (Event.SERVE, Event.OUTPUT)
 _SETTLING = (Event.SERVE, Event.OUTPUT, Event.SETTLE)
+BEGUN_S = 1.0
+"""How long the end of a stream waits for the record of its beginning: a ledger that hangs keeps no buyer waiting."""
 
 
 class Terms(Protocol):
-    """Called in this order: `stream_begins` and `stream_has_begun`, or `answer_is_ready`; then `ended`.
+    """Called in this order: `stream_begins`, `stream_has_begun` and `stream_ends`, or `answer_is_ready`; then `ended`.
 
     Or `nothing_served`, after which nothing more is called.
     """
@@ -38,6 +40,10 @@ class Terms(Protocol):
 
     def stream_has_begun(self) -> None:
         """The first bytes of a stream were handed to the buyer's connection."""
+        ...
+
+    async def stream_ends(self) -> None:
+        """All of a stream was handed over but the word that this is all: who has that too is never served again."""
         ...
 
     async def answer_is_ready(self) -> Refusal | None:
@@ -86,6 +92,9 @@ class OnOutput:
         """Not before: a process that dies in between leaves an answer owed, not one that was paid for nothing."""
         self._is_handed_over = True
         self._begun = self._record_soon(Change(delivery=Delivery.STARTED))
+
+    async def stream_ends(self) -> None:
+        await _recorded(self._begun)
 
     async def answer_is_ready(self) -> Refusal | None:
         if await self._trust(_SERVED if self._is_after() else _SETTLING):
@@ -172,6 +181,9 @@ class Paid:
         started = Change(delivery=Delivery.STARTED)
         self._begun = self._till.settler.record_soon(self._sale, [Event.OUTPUT], started)
 
+    async def stream_ends(self) -> None:
+        await _recorded(self._begun)
+
     async def answer_is_ready(self) -> None:
         """The money has moved: nothing stands between the answer and its buyer."""
 
@@ -203,6 +215,9 @@ class Waived:
     def stream_has_begun(self) -> None:
         """It was written down before."""
 
+    async def stream_ends(self) -> None:
+        """It was written down before."""
+
     async def answer_is_ready(self) -> None:
         await self._waive()
 
@@ -232,6 +247,9 @@ class Free:
     def stream_has_begun(self) -> None:
         """Nothing to write down."""
 
+    async def stream_ends(self) -> None:
+        """Nothing to write down."""
+
     async def answer_is_ready(self) -> None:
         """Nothing to write down."""
 
@@ -245,6 +263,11 @@ class Free:
 def steps_of_held_answer(is_late: bool) -> Sequence[Event]:
     """Settled while nothing was handed over: owed, and being served by whoever waits for it (nobody, when late)."""
     return [Event.SETTLED_UNDELIVERED] if is_late else [Event.SETTLED_UNDELIVERED, Event.SERVE]
+
+
+async def _recorded(begun: asyncio.Task[bool] | None) -> None:
+    if begun is not None:
+        await asyncio.wait({begun}, timeout=BEGUN_S)
 
 
 def hand_over(till: Till, sale: Sale, delivery: Delivery, usage: Usage) -> None:
