@@ -30,10 +30,11 @@ async def evm_facilitator(
     limits: SendingLimits = QUICK,
     settle_wait_s: float = 5.0,
     confirmations: int = 1,
+    gas_key: bytes = GAS_KEY,
 ) -> AsyncIterator[EvmFacilitator]:
     """With one key, whose journal is in `folder`."""
     chain = EvmChain(JsonRpc([rpc_url], timeout_s=1.0), BASE_SEPOLIA, confirmations=confirmations)
-    signer, journal = LocalTransactionSigner(GAS_KEY), folder / "sender.sqlite3"
+    signer, journal = LocalTransactionSigner(gas_key), folder / "sender.sqlite3"
     try:
         sender = await Sender.open(chain, signer, journal, clock, make_logger(as_json=True), limits=limits)
     except BaseException:

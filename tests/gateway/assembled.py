@@ -23,6 +23,7 @@ from obol.gateway.ports import Ports
 from obol.gateway.settings import checked, offer_of
 from obol.gateway.settling import Settler
 from obol.gateway.till import Till
+from obol.inference.upstream import Upstream
 
 
 class AssembledGateway:
@@ -67,11 +68,14 @@ class AssembledGateway:
     async def stop_async(self) -> None:
         await self._stack.aclose()
 
+    def _open_upstream(self) -> Upstream:
+        return HttpUpstream(self.config.upstream_url)
+
     async def _serve(self, ports: Ports) -> None:
         settler = Settler(ports, self._retry_schedule_s)
         self._stack.push_async_callback(settler.drain, self.config.drain_timeout_s)
         await settler.recover(self.offer.asset.network.caip2)
-        upstream = HttpUpstream(self.config.upstream_url)
+        upstream = self._open_upstream()
         self._stack.push_async_callback(upstream.close)
         live = LiveOffer(self.offer, upstream=upstream, clock=self._clock)
         live.is_upstream_up = True
