@@ -12,6 +12,7 @@ from obol.buyer import payment_auth
 from obol.cli.exit_codes import ExitCode
 from obol.cli.pay import DEFAULT_MAX_PRICE
 from obol.cli.pay_quote import refused_words
+from obol.core.networks import BASE_SEPOLIA, DEFAULT_CATALOGUE
 from obol.x402.models import SettleResponse
 from tests.cli.conftest import Run, start
 from tests.fakes.seller import (
@@ -190,6 +191,36 @@ def test_a_refused_payment_ends_in_7_with_the_reason(run: Run, seller: FakeSelle
     assert (result.exit_code, len(seller.paid)) == (ExitCode.PAYMENT, 1)
     assert "insufficient_funds" in result.stderr
     assert "not paid" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "rpc", "is_hinted"),
+    [
+        ("permit2_allowance_required", "", True),
+        ("permit2_allowance_required", "http://127.0.0.1:1", False),
+        ("insufficient_funds", "", False),
+    ],
+)
+def test_where_an_allowance_is_missing_it_is_said_what_an_rpc_would_do(
+    run: Run, key: tuple[str, str], error: str, rpc: str, is_hinted: bool
+) -> None:
+    with FakeSeller(asset=DEFAULT_CATALOGUE.asset(BASE_SEPOLIA, "obol"), price_atomic=10**16) as seller:
+        seller.then(Challenge(error))
+        result = run("pay", seller.url + CHAT, *ASK, *key, "--rpc", rpc)
+
+    assert (result.exit_code, len(seller.paid)) == (ExitCode.PAYMENT, 1)
+    assert ("give --rpc URL" in result.stderr) == is_hinted
+    assert "approve(" in result.stderr
+
+
+@pytest.mark.parametrize("rpc", ["http://rpc.example", "http://127.0.0.1:1,nonsense"])
+def test_an_rpc_that_may_not_be_used_is_refused_before_anything_is_sent(
+    run: Run, seller: FakeSeller, key: tuple[str, str], rpc: str
+) -> None:
+    result = run("pay", seller.url + CHAT, *ASK, *key, "--rpc", rpc)
+
+    assert (result.exit_code, seller.unpaid) == (ExitCode.USAGE, [])
+    assert "--rpc: must be" in result.stderr
 
 
 def test_an_asset_that_cannot_be_signed_ends_in_7(run: Run, seller: FakeSeller, key: tuple[str, str]) -> None:

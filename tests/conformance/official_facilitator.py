@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from x402 import x402FacilitatorSync
+from x402.extensions.eip2612_gas_sponsoring import EIP2612_GAS_SPONSORING
 from x402.mechanisms.evm import FacilitatorWeb3Signer
 from x402.mechanisms.evm.exact import register_exact_evm_facilitator
 from x402.schemas import parse_payment_payload, parse_payment_requirements
@@ -23,6 +24,7 @@ def build_app(rpc_url: str, key: str) -> FastAPI:
     """`/verify`, `/settle` and `/supported`, each in a thread of FastAPI's."""
     signer = FacilitatorWeb3Signer(private_key=key, rpc_url=rpc_url)
     facilitator = register_exact_evm_facilitator(x402FacilitatorSync(), signer, NETWORK)
+    facilitator.register_extension(EIP2612_GAS_SPONSORING)
     app = FastAPI()
 
     @app.post("/verify")

@@ -19,6 +19,7 @@ from aiohttp import web
 from obol.core.networks import BASE_SEPOLIA, DEFAULT_CATALOGUE, Asset
 from obol.x402.challenge import build_challenge
 from obol.x402.exact import ExactVerifier, Verified
+from obol.x402.gas_sponsoring import TokenPermit
 from obol.x402.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, X_PAYMENT, read_presented
 from obol.x402.models import PaymentRequirements, ResourceInfo, SettleResponse
 from obol.x402.receipts import settle_header
@@ -82,6 +83,7 @@ class Seen:
     path: str
     header: str
     authorization: str | None
+    permit: TokenPermit | None = None
 
 
 class FakeSeller:
@@ -91,6 +93,7 @@ class FakeSeller:
         self.generation = generation
         """"both": v2 header and v1 body; "v1", "v2-body": only that body; "none": a 402 of something else."""
         self.requirements = requirements(asset, price_atomic)
+        self.extensions: dict[str, Any] = {}
         self.extra_header = ""
         self.redirect_unpaid = ""
         self.unpaid_body: bytes | None = None
@@ -163,7 +166,8 @@ class FakeSeller:
         nonce = verdict.authorization.nonce
         header = X_PAYMENT if X_PAYMENT in request.headers else PAYMENT_SIGNATURE
         sent_authorization = request.headers.get("Authorization")
-        self.paid.append(Seen(nonce, verdict.authorization.value_atomic, request.path, header, sent_authorization))
+        value_atomic, permit = verdict.authorization.value_atomic, presented.token_permit
+        self.paid.append(Seen(nonce, value_atomic, request.path, header, sent_authorization, permit))
         self.arrived.set()
         return await self._meet_paid(request, body, nonce)
 
@@ -205,7 +209,7 @@ class FakeSeller:
 
     def _challenge(self, request: web.Request, error: str) -> web.Response:
         resource = ResourceInfo(url=f"{self.url}{request.path}", description="One answer")
-        both = build_challenge(self.requirements, BASE_SEPOLIA, resource, error=error)
+        both = build_challenge(self.requirements, BASE_SEPOLIA, resource, error=error, extensions=self.extensions)
         body, headers = both.body, {}
         if self.generation == "both":
             headers = {PAYMENT_REQUIRED: both.header}

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import x402
 from eth_account.messages import encode_typed_data
@@ -13,13 +14,13 @@ from x402.mechanisms.evm.constants import EIP2612_PERMIT_TYPES
 
 from obol.adapters.signer_local import LocalSigner
 from obol.core.money import UINT256_MAX
-from obol.core.networks import BASE_SEPOLIA, DEFAULT_CATALOGUE
+from obol.core.networks import BASE_SEPOLIA, DEFAULT_CATALOGUE, Asset
 from obol.errors import UnpayableError
 from obol.x402.authorization import parse_authorization
 from obol.x402.challenge import build_challenge
-from obol.x402.client import choose, payment_headers, read_challenge, sponsor_gas
+from obol.x402.client import choose, offers_gas, payment_headers, read_challenge, sign_exact, sponsor_gas
 from obol.x402.eip712 import keccak
-from obol.x402.exact import Undecided, Verified
+from obol.x402.exact import ExactVerifier, Undecided, Verified
 from obol.x402.facilitator import Refused
 from obol.x402.gas_sponsoring import (
     GAS_SPONSORING,
@@ -43,6 +44,7 @@ from tests.x402.samples import (
     OBOL,
     OBOL_REQUIREMENTS,
     REQUIREMENTS,
+    USDC,
     as_v2,
     obol_verifier,
     pay,
@@ -281,6 +283,44 @@ def test_from_declaration_to_verified() -> None:
     assert received is not None
     assert received.token_permit == PERMIT
     assert isinstance(obol_verifier().verify(received, NOW_S), Verified)
+
+
+@given(st.integers(1, UINT256_MAX), numbers, st.integers(6, 24 * 3600), st.binary(min_size=32, max_size=32))
+def test_a_permit_of_any_amount_is_one_that_sellers_take(
+    amount_atomic: int, token_nonce: int, valid_s: int, nonce: bytes
+) -> None:
+    wanted = msgspec.structs.replace(OBOL_REQUIREMENTS, amount=str(amount_atomic), max_timeout_seconds=valid_s)
+    offered = build_challenge(wanted, BASE_SEPOLIA, RESOURCE, error="", extensions=declare_gas_sponsoring())
+    challenge = read_challenge(402, {"PAYMENT-REQUIRED": offered.header}, b"{}")
+    payload = sign_exact(BUYER, wanted, OBOL, now_s=NOW_S, nonce=nonce)
+    sent = sponsor_gas(payload, challenge, BUYER, OBOL, token_nonce=token_nonce)
+    received = read_presented([], [payment_headers(sent, 2)["PAYMENT-SIGNATURE"]], DEFAULT_CATALOGUE)
+    assert received is not None
+    permit, authorization = received.token_permit, parse_authorization(payload.payload)
+    assert permit is not None
+    assert permit_misfit(permit, authorization, OBOL) is None
+    assert (permit.nonce, permit.deadline_s) == (token_nonce, authorization.valid_before_s)
+    outcome = ExactVerifier(wanted, OBOL, max_validity_s=24 * 3600).verify(received, NOW_S)
+    assert isinstance(outcome, Verified)
+    assert outcome.payload.extensions == write_token_permit(permit)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "asset", "is_offered"),
+    [
+        (declare_gas_sponsoring(), OBOL, True),
+        (declare_gas_sponsoring(), USDC, False),
+        ({GAS_SPONSORING: "yes"}, OBOL, False),
+        ({"bazaar": {}}, OBOL, False),
+        ({}, OBOL, False),
+    ],
+)
+def test_gas_is_offered_where_it_is_declared_and_permit2_moves_the_asset(
+    extensions: dict[str, Any], asset: Asset, is_offered: bool
+) -> None:
+    offered = build_challenge(OBOL_REQUIREMENTS, BASE_SEPOLIA, RESOURCE, error="", extensions=extensions)
+    challenge = read_challenge(402, {"PAYMENT-REQUIRED": offered.header}, b"{}")
+    assert offers_gas(challenge, asset) == is_offered
 
 
 def test_the_sellers_declaration_is_repeated_as_it_was() -> None:

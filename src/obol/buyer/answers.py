@@ -1,7 +1,7 @@
 """Sellers' answers: reading a 402 or 409 whole but bounded, and what must not be tried again."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from typing import Any
 
 import httpx2
@@ -12,19 +12,24 @@ from obol.core.networks import TransferMethod
 from obol.errors import PaymentRefusedError, PeerProtocolError, UnpayableError
 from obol.x402.client import read_challenge
 from obol.x402.permit2 import allowance_advice
+from obol.x402.reasons import Reason
 
 PAYMENT_REQUIRED_STATUS = 402
 MAX_ERROR_BYTES = 64 * 1024
 MAX_REASON_CHARS = 200
 USED = "payment_used"
 """Our sellers' reason for a payment that has had its answer."""
+NOT_ALLOWED = Reason.PERMIT2_ALLOWANCE_REQUIRED.value
+"""The reason of a refusal because Permit2 may not move the amount."""
 
 _CONFLICT_STATUS = 409
 _NO_ALLOWANCE_STATUS = 412
 """Some sellers' answer to a payment by Permit2 that the payer has not allowed Permit2 to make."""
 
-Flow = Generator[httpx2.Request | httpx2.Response, httpx2.Response, None]
-"""Gives a request to send, or a response whose body is to be read; is sent the response."""
+Step = httpx2.Request | httpx2.Response | Coroutine[Any, Any, Any]
+"""A request to send, a response whose body is to be read, or something else to wait for."""
+Flow = Generator[Step, Any, None]
+"""Gives steps; is sent the response, or what was waited for."""
 
 
 def read_error(response: httpx2.Response) -> Generator[httpx2.Response, httpx2.Response, bytes]:
@@ -50,12 +55,19 @@ def refuse_foreign(addressed: httpx2.Request, asked: httpx2.Request) -> None:
 
 
 def raise_if_refused(response: httpx2.Response, error: bytes, payment: Payment) -> None:
-    """Raises `PaymentRefusedError` where asking again would buy nothing, or buy twice. Other answers pass."""
+    """Raises `PaymentRefusedError` where asking again would buy nothing, or buy twice. Other answers pass.
+
+    Its reason is `NOT_ALLOWED` where Permit2 would have to be allowed to move the amount.
+    """
     is_permit2 = payment.asset.transfer_method is TransferMethod.PERMIT2
-    if response.status_code == PAYMENT_REQUIRED_STATUS or (is_permit2 and response.status_code == _NO_ALLOWANCE_STATUS):
-        advice = f". {allowance_advice(payment.asset)}" if is_permit2 else ""
+    is_not_allowed = is_permit2 and response.status_code == _NO_ALLOWANCE_STATUS
+    if response.status_code == PAYMENT_REQUIRED_STATUS or is_not_allowed:
         why = _refusal(response, error) or payment.reason
-        raise PaymentRefusedError(f"the seller refused the payment: {why}{advice}")
+        is_not_allowed |= is_permit2 and NOT_ALLOWED in f"{why} {payment.reason}"  # sellers put it in a sentence, too
+        may_need_it = is_not_allowed or (is_permit2 and payment.permit_nonce is None)
+        advice = f". {allowance_advice(payment.asset)}" if may_need_it else ""
+        reason = NOT_ALLOWED if is_not_allowed else None
+        raise PaymentRefusedError(f"the seller refused the payment: {why}{advice}", reason=reason)
     if _is_used(response, error, payment):
         where = f"; its receipt is at {payment.receipt_url}" if payment.receipt_url else ""
         raise PaymentRefusedError(f"this payment was used before{where}", reason=USED)

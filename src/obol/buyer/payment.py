@@ -36,6 +36,8 @@ class Payment:
     receipt_url: str = ""
     reason: str = ""
     """The seller's code, or ours, where the status is not `paid`."""
+    permit_nonce: int | None = None
+    """The token's nonce of the permit that goes with it; None where it needs none."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The signed payload as the header that carried it: money until it is settled or expires. Sending exactly this
     again with the same request is safe after a lost answer: it pays once."""

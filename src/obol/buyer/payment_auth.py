@@ -14,22 +14,35 @@ What it keeps to:
   used for the next request on the same terms.
 - A payment goes to the origin that the caller addressed, never along a redirect.
 - Answers are not buffered: of a 402 at most 64 KiB are read, of anything else nothing.
+- With `allowances`, who never approved Permit2 can pay what is moved by it, where the seller offers
+  `eip2612GasSponsoring`: a permit of exactly the amount, for Permit2 and nobody else, goes with the payment.
 """
 
+import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import httpx2
 
 from obol.adapters.clock import SystemClock
 from obol.adapters.signer_local import LocalSigner
-from obol.buyer.answers import PAYMENT_REQUIRED_STATUS, Flow, is_open, raise_if_refused, read_error, refuse_foreign
+from obol.buyer.answers import (
+    PAYMENT_REQUIRED_STATUS,
+    Flow,
+    Step,
+    is_open,
+    raise_if_refused,
+    read_error,
+    refuse_foreign,
+)
 from obol.buyer.paid_request import fingerprint, has_payment, paid_request
 from obol.buyer.payment import Payment, PaymentStatus
+from obol.buyer.permits import permit_nonce
 from obol.buyer.purse import UNIT_DECIMALS, Purse, Signed, Terms
 from obol.buyer.streams import WatchedStream
 from obol.buyer.verdict import Verdict, judge
@@ -37,18 +50,21 @@ from obol.core.clock import Clock
 from obol.core.money import parse_amount
 from obol.core.networks import DEFAULT_CATALOGUE, Asset, Catalogue
 from obol.errors import UnpayableError
+from obol.x402.allowances import Allowances
 from obol.x402.authorization import parse_authorization
 from obol.x402.client import (
     NONCE_BYTES,
     BuyerPolicy,
     choose,
     find_asset,
+    offers_gas,
     payment_headers,
     read_challenge,
     sign_exact,
+    sponsor_gas,
 )
 from obol.x402.eip712 import checksum_address
-from obol.x402.models import PaymentRequired, PaymentRequirements
+from obol.x402.models import PaymentPayload, PaymentRequired, PaymentRequirements
 from obol.x402.signer import Signer
 
 DEFAULT_MAX_PRICE = "0.10"
@@ -57,6 +73,8 @@ RECEIPT_ADDRESS = "X-Obol-Receipt"
 _BUSY_STATUSES = (429, 503)
 _UNKNOWN = PaymentStatus.UNKNOWN
 
+T = TypeVar("T")
+
 
 class PaymentAuth(httpx2.Auth):
     """An `httpx2.Auth` that pays; one may serve many clients, threads and tasks at once.
@@ -64,10 +82,12 @@ class PaymentAuth(httpx2.Auth):
     `max_price` is the most that one request may cost, `budget` the most that all may, both decimal strings in whole
     units of the asset (None: no limit); assets of different kinds count together. `networks` names the allowed ones
     (None: all of the catalogue). `on_payment` is called with each payment when its answer's head arrives or is lost,
-    from the thread or task that sends.
+    from the thread or task that sends. `allowances` tells whether a payment needs a permit (None: none is signed); it
+    needs asyncio where the client is async.
 
-    Sending raises `BudgetExceededError`, `UnpayableError`, `PaymentRefusedError`, `PeerProtocolError` and what the
-    client raises; the constructor `SettingsError`.
+    Sending raises `BudgetExceededError`, `UnpayableError`, `PaymentRefusedError`, `PeerProtocolError`,
+    `ChainUnavailableError` (from `allowances`; nothing is signed) and what the client raises; the constructor
+    `SettingsError`.
     """
 
     requires_request_body = True
@@ -80,6 +100,7 @@ class PaymentAuth(httpx2.Auth):
         budget: str | None = None,
         catalogue: Catalogue = DEFAULT_CATALOGUE,
         networks: Sequence[str] | None = None,
+        allowances: Allowances | None = None,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         on_payment: Callable[[Payment], None] | None = None,
@@ -92,6 +113,7 @@ class PaymentAuth(httpx2.Auth):
         self._policy = BuyerPolicy(max_price=max_price, networks=allowed)
         self._signer = signer
         self._catalogue = catalogue
+        self._allowances = allowances
         self._clock = clock or SystemClock()
         self._entropy = entropy
         self._on_payment = on_payment
@@ -107,12 +129,18 @@ class PaymentAuth(httpx2.Auth):
         budget: str | None = None,
         catalogue: Catalogue = DEFAULT_CATALOGUE,
         networks: Sequence[str] | None = None,
+        allowances: Allowances | None = None,
         on_payment: Callable[[Payment], None] | None = None,
     ) -> Self:
         """One that signs with the private key in a file. Raises `SettingsError` for a file that is not one."""
-        signer = LocalSigner.from_key_file(Path(path))
         return cls(
-            signer, max_price=max_price, budget=budget, catalogue=catalogue, networks=networks, on_payment=on_payment
+            LocalSigner.from_key_file(Path(path)),
+            max_price=max_price,
+            budget=budget,
+            catalogue=catalogue,
+            networks=networks,
+            allowances=allowances,
+            on_payment=on_payment,
         )
 
     @property
@@ -153,30 +181,34 @@ class PaymentAuth(httpx2.Auth):
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         request.read()
         with closing(self._flow(request)) as flow:
-            step: httpx2.Request | httpx2.Response | None = next(flow)
+            step: Step | None = next(flow)
             while step is not None:
-                if isinstance(step, httpx2.Response):
+                if isinstance(step, httpx2.Request):
+                    answer: Any = yield step
+                elif isinstance(step, httpx2.Response):
                     step.read()
                     answer = step
                 else:
-                    answer = yield step
+                    answer = _run(step)
                 step = _advance(flow, answer)
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         await request.aread()
         with closing(self._flow(request)) as flow:
-            step: httpx2.Request | httpx2.Response | None = next(flow)
+            step: Step | None = next(flow)
             while step is not None:
-                if isinstance(step, httpx2.Response):
+                if isinstance(step, httpx2.Request):
+                    answer: Any = yield step
+                elif isinstance(step, httpx2.Response):
                     await step.aread()
                     answer = step
                 else:
-                    answer = yield step
+                    answer = await step
                 step = _advance(flow, answer)
 
     def _flow(self, request: httpx2.Request) -> Flow:
         """One purchase: ask, read the quote, sign (or take what is out already), pay, conclude."""
-        response = yield request
+        response: httpx2.Response = yield request
         if response.status_code != PAYMENT_REQUIRED_STATUS or has_payment(request):
             return
         asked = response.request
@@ -186,10 +218,10 @@ class PaymentAuth(httpx2.Auth):
         purchase = fingerprint(request)
         signed = self._purse.take_unresolved(purchase, self._clock.now_s())
         if signed is None:
-            signed = self._sign(required, asked, purchase)
+            signed = yield from self._sign(required, asked, purchase)
         yield from self._pay(asked, signed)
 
-    def _sign(self, required: PaymentRequired, asked: httpx2.Request, purchase: str) -> Signed:
+    def _sign(self, required: PaymentRequired, asked: httpx2.Request, purchase: str) -> Generator[Step, Any, Signed]:
         requirements = choose(required, self._catalogue, self._policy)
         asset = find_asset(requirements, self._catalogue)
         if asset is None:
@@ -201,41 +233,58 @@ class PaymentAuth(httpx2.Auth):
             return resting
         units = self._purse.reserve(asset, int(requirements.amount), now_s)
         try:
-            payment = self._sign_new(requirements, asset, asked, required.x402_version)
+            nonce = yield from self._permit_nonce(required, requirements, asset)
+            payload = self._payload(required, requirements, asset, nonce)
+            payment = self._payment(payload, asset, asked, version=required.x402_version, permit_nonce=nonce)
+            signed = Signed(terms=terms, purchase=purchase, payment=payment, units=units)
+            self._purse.add(signed)
         except BaseException:
             self._purse.release(units)  # nothing was signed, or what was is lost with this frame
             raise
-        signed = Signed(terms=terms, purchase=purchase, payment=payment, units=units)
-        self._purse.add(signed)
         return signed
 
-    def _sign_new(
-        self, requirements: PaymentRequirements, asset: Asset, asked: httpx2.Request, version: int
-    ) -> Payment:
+    def _permit_nonce(
+        self, required: PaymentRequired, requirements: PaymentRequirements, asset: Asset
+    ) -> Generator[Step, Any, int | None]:
+        """The nonce of the permit that has to go with a payment, None where none has to, or none can be known of."""
+        if self._allowances is None or not offers_gas(required, asset):
+            return None
+        nonce: int | None = yield permit_nonce(self._allowances, asset, self._signer.address, int(requirements.amount))
+        return nonce
+
+    def _payload(
+        self, required: PaymentRequired, requirements: PaymentRequirements, asset: Asset, nonce: int | None
+    ) -> PaymentPayload:
         payload = sign_exact(
             self._signer,
             requirements,
             asset=asset,
             now_s=self._clock.now_s(),
             nonce=self._entropy(NONCE_BYTES),
-            version=version,
+            version=required.x402_version,
         )
+        return payload if nonce is None else sponsor_gas(payload, required, self._signer, asset, token_nonce=nonce)
+
+    def _payment(
+        self, payload: PaymentPayload, asset: Asset, asked: httpx2.Request, *, version: int, permit_nonce: int | None
+    ) -> Payment:
         authorization = parse_authorization(payload.payload)
         return Payment(
             id=next(self._ids),
             url=str(asked.url),
-            amount_atomic=int(requirements.amount),
+            amount_atomic=authorization.value_atomic,
             asset=asset,
             pay_to=checksum_address(authorization.to),
             valid_before_s=authorization.valid_before_s,
             status=PaymentStatus.SENT,
+            permit_nonce=permit_nonce,
             headers=payment_headers(payload, version),
         )
 
     def _pay(self, asked: httpx2.Request, signed: Signed) -> Flow:
         paid = paid_request(asked, signed.payment.headers)
         try:
-            response = yield paid
+            response: httpx2.Response = yield paid
             error = yield from read_error(response)
         except GeneratorExit:  # the client got no answer: the seller may have the payment
             self._conclude(signed, Verdict(_UNKNOWN, reason="no_answer"))
@@ -271,7 +320,17 @@ class PaymentAuth(httpx2.Auth):
         return payment
 
 
-def _advance(flow: Flow, answer: httpx2.Response) -> httpx2.Request | httpx2.Response | None:
+def _run(waiting: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, for a caller that does not wait for one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(waiting)
+    with ThreadPoolExecutor(max_workers=1) as apart:  # a sync client inside an event loop, as in a notebook
+        return apart.submit(asyncio.run, waiting).result()
+
+
+def _advance(flow: Flow, answer: object) -> Step | None:
     try:
         return flow.send(answer)
     except StopIteration:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 from obol.buyer.payment import Payment, PaymentStatus
+from obol.buyer.permits import PermitsOut
 from obol.buyer.verdict import Verdict
 from obol.core.budget import Budget
 from obol.core.money import format_amount, parse_amount
@@ -70,6 +71,7 @@ class Purse:
     """By purchase: to be presented again with the same request."""
     _records: OrderedDict[int, Payment] = field(default_factory=OrderedDict, repr=False)
     _sums: _Sums = field(default_factory=_Sums, repr=False)
+    _permits: PermitsOut = field(default_factory=PermitsOut, repr=False)
     _held: Budget = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -99,8 +101,12 @@ class Purse:
             self._held.release(units)
 
     def add(self, signed: Signed) -> None:
-        """Remember a new signature, held by `reserve`, before it leaves."""
+        """Remember a new signature, held by `reserve`, before it leaves.
+
+        Raises `UnpayableError`, remembering nothing, where its permit's nonce is that of a payment that is out.
+        """
         with self._lock:
+            self._permits.take(signed.payment)
             self._record(signed.payment)
 
     def take_unresolved(self, purchase: str, now_s: float) -> Signed | None:
@@ -117,8 +123,10 @@ class Purse:
         """A declined payment on the same terms: present it instead of signing anew. It is the caller's alone now."""
         with self._lock:
             for signed in self._resting:
-                if signed.is_reusable and signed.terms == terms and signed.payment.valid_before_s - MIN_LEFT_S > now_s:
+                is_usable = signed.payment.valid_before_s - MIN_LEFT_S > now_s and self._permits.is_free(signed.payment)
+                if signed.is_reusable and signed.terms == terms and is_usable:
                     self._resting.remove(signed)
+                    self._permits.take(signed.payment)
                     signed.purchase = purchase
                     self._update(signed, replace(signed.payment, status=PaymentStatus.SENT, reason=""))
                     return signed
@@ -195,6 +203,7 @@ class Purse:
 
     def _expire(self, now_s: float) -> None:
         """Let go of what can no longer be settled or presented. What is unknown stays held: it may have been paid."""
+        self._permits.expire(now_s - EXPIRY_MARGIN_S)
         for signed in [s for s in self._resting if s.payment.valid_before_s + EXPIRY_MARGIN_S < now_s]:
             self._resting.remove(signed)
             self._held.release(signed.units)
@@ -207,6 +216,7 @@ class Purse:
 
     def _update(self, signed: Signed, payment: Payment) -> Payment:
         signed.payment = payment
+        self._permits.update(payment)
         self._record(payment)
         return payment
 

@@ -9,6 +9,7 @@ import click
 
 from obol.cli import output
 from obol.cli.exit_codes import ExitCode
+from obol.errors import ChainUnavailableError, PaymentRefusedError
 
 if TYPE_CHECKING:
     import httpx2
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from obol.buyer.payment import Payment
     from obol.buyer.payment_auth import PaymentAuth
     from obol.cli.pay_request import PayRequest
+    from obol.x402.allowances import Allowances
 
 DEFAULT_MAX_PRICE = "0.10"
 NO_ANSWER = "no_answer"
 """PaymentAuth's reason for a payment that was sent and not answered."""
+_NOT_ALLOWED = "permit2_allowance_required"
+"""Its reason for a refusal because Permit2 may not move the amount."""
+_RPC_HINT = "Or give --rpc URL: where the seller offers eip2612GasSponsoring, a permit goes with the payment instead."
 T = TypeVar("T")
 
 _EPILOG = """Exit codes: 0 the request succeeded (with --dry-run: there is a quote), 2 usage, 3 connection,
@@ -41,6 +46,13 @@ cannot be made. A payment whose fate is unknown is said so on stderr, whatever t
     envvar="OBOL_KEY_FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Private key to pay with (or OBOL_KEY_FILE); `obol wallet new` makes one.",
+)
+@click.option(
+    "--rpc",
+    envvar="OBOL_RPC",
+    metavar="URL[,URL…]",
+    help="Nodes of the chain (or OBOL_RPC): lets a wallet that never approved Permit2 pay what is moved by it, without "
+    "gas, where the seller offers that.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the quote; sign and pay nothing.")
 @click.option("--text", "as_text", is_flag=True, help="Print only the text of the answer, as it arrives.")
@@ -77,6 +89,11 @@ def _buy(request: "PayRequest", options: dict[str, Any]) -> None:
     auth = _auth(options)
     try:
         status_code = _connected(lambda: _send_until_known(request, auth, options), request.url)
+    except PaymentRefusedError as refused:
+        hint = _RPC_HINT if refused.reason == _NOT_ALLOWED and not options["rpc"] else ""
+        raise output.CommandError(str(refused), code=ExitCode.PAYMENT, hint=hint) from None
+    except ChainUnavailableError as error:
+        raise output.CommandError(f"--rpc: {error}", code=ExitCode.CONNECTION, hint="Nothing was signed.") from None
     finally:
         if auth.last_payment is not None:
             _tell(auth.last_payment, options)
@@ -89,12 +106,22 @@ def _auth(options: dict[str, Any]) -> "PaymentAuth":
     from obol.buyer.payment_auth import PaymentAuth
     from obol.errors import SettingsError
 
+    allowances = _allowances(options["rpc"])
     try:
-        return PaymentAuth.from_key_file(options["key_file"], max_price=options["max_price"])
+        return PaymentAuth.from_key_file(options["key_file"], max_price=options["max_price"], allowances=allowances)
     except SettingsError as error:  # it names its argument; a person gave a flag
         if error.field != "max_price":
             raise
         raise SettingsError("--max-price", str(error).removeprefix("max_price: ")) from None
+
+
+def _allowances(rpc: str | None) -> "Allowances | None":
+    urls = [url.strip() for url in (rpc or "").split(",") if url.strip()]
+    if not urls:
+        return None
+    from obol.adapters.allowances_evm import EvmAllowances
+
+    return EvmAllowances(urls)
 
 
 def _send_until_known(request: "PayRequest", auth: "PaymentAuth", options: dict[str, Any]) -> int:

@@ -163,6 +163,11 @@ def sign_exact(
     return PaymentPayload(accepted=requirements, payload=wire_form(authorization, signature))
 
 
+def offers_gas(required: PaymentRequired, asset: Asset) -> bool:
+    """Whether the seller hands in a permit with a payment of this asset: see `sponsor_gas`."""
+    return asset.transfer_method is TransferMethod.PERMIT2 and _declaration(required) is not None
+
+
 def sponsor_gas(
     payload: PaymentPayload, required: PaymentRequired, signer: Signer, asset: Asset, *, token_nonce: int
 ) -> PaymentPayload:
@@ -172,12 +177,18 @@ def sponsor_gas(
     `token_nonce` is what the token's `nonces(payer)` says. Raises `UnpayableError` where the seller's challenge does
     not offer to hand it in.
     """
-    extensions = {} if required.extensions is UNSET else required.extensions
-    declared = extensions.get(GAS_SPONSORING)
-    if not payload.payload.is_permit2 or not isinstance(declared, dict):
+    declared = _declaration(required)
+    if not payload.payload.is_permit2 or declared is None:
         raise UnpayableError(f"the seller does not offer {GAS_SPONSORING} for this payment")
     permit = sign_token_permit(signer, asset, parse_authorization(payload.payload), nonce=token_nonce)
     return msgspec.structs.replace(payload, extensions=_overlaid(declared, write_token_permit(permit)))
+
+
+def _declaration(required: PaymentRequired) -> dict[str, Any] | None:
+    """What the seller declares of gas sponsoring, or None."""
+    extensions = {} if required.extensions is UNSET else required.extensions
+    declared = extensions.get(GAS_SPONSORING)
+    return declared if isinstance(declared, dict) else None
 
 
 def _overlaid(declared: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
