@@ -291,7 +291,16 @@ async def test_pending_is_neither_settled_nor_failed(client: HttpFacilitator, fa
     ("behaviour", "outcome"),
     [
         (RefuseSettle("invalid_exact_evm_insufficient_balance"), SettleOutcome.FAILED),
-        (RefuseSettle("some_reason_nobody_knows"), SettleOutcome.FAILED),
+        (RefuseSettle("insufficient_funds"), SettleOutcome.FAILED),
+        (RefuseSettle("some_reason_nobody_knows"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("settle_exact_node_failure"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("settle_exact_evm_transaction_confirmation_timed_out"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("unknown_error"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("invalid_payload"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("smart_wallet_deployment_failed"), SettleOutcome.UNKNOWN),
+        (RefuseSettle("duplicate_settlement"), SettleOutcome.UNKNOWN),
+        (RefuseSettle(""), SettleOutcome.UNKNOWN),
+        (Garbage(b'{"success":false,"error":"upstream request timed out"}'), SettleOutcome.UNKNOWN),
         (RefuseSettle("transaction_failed", TRANSACTION), SettleOutcome.FAILED),
         (RefuseSettle("transaction_failed"), SettleOutcome.UNKNOWN),
         (RefuseSettle("invalid_exact_evm_transaction_failed", TRANSACTION), SettleOutcome.FAILED),
@@ -302,7 +311,7 @@ async def test_pending_is_neither_settled_nor_failed(client: HttpFacilitator, fa
         (RefuseSettle("invalid_exact_evm_nonce_already_used"), SettleOutcome.UNKNOWN),
         (RefuseSettle("permit2_invalid_nonce"), SettleOutcome.UNKNOWN),
         (RefuseSettle("unexpected_settle_error"), SettleOutcome.UNKNOWN),
-        (Lie(success=False, transaction=""), SettleOutcome.FAILED),
+        (Lie(success=False, transaction=""), SettleOutcome.UNKNOWN),
     ],
 )
 async def test_a_no_is_definite_only_when_its_reason_leaves_no_doubt(

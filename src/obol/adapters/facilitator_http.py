@@ -1,28 +1,19 @@
 """A facilitator somewhere else, over HTTP: always x402 v2 bodies, and every reply read as if it were hostile.
 
-What counts as what (`settle`); anything that is not listed is UNKNOWN, because money may have moved:
-
-    200 success:true, our network, our payer, a transaction        SETTLED
-    200 success:false errorReason settlement_pending               PENDING
-    200 success:false, a reason in `_UNDECIDED`                    UNKNOWN  the authorization may have been used by us
-    200 success:false, a reason in `_REVERTED`, a transaction      FAILED   mined, and it moved nothing
-    200 success:false, any other reason, a transaction             UNKNOWN  broadcast; its end was not seen
-    200 success:false, any other reason, no transaction            FAILED
-
 A refused connection is UNKNOWN too, although nothing was sent: the caller may have asked before, and asking again is
-harmless. Source: x402 specification v2, section 7; reasons of the official facilitators.
+harmless. What a reply means is in `settle_replies.py`. Source: x402 specification v2, section 7.
 """
 
-import re
 from collections.abc import Mapping
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
+from obol.adapters.settle_replies import harmless, read_settlement, reason_code, unknown
 from obol.errors import FacilitatorUnavailableError, PeerProtocolError, SettingsError
 from obol.x402.facilitator import Accepted, Refused, Settlement, SettleOutcome, VerifyOutcome
 from obol.x402.models import FacilitatorRequest, PaymentPayload, PaymentRequirements, SupportedResponse, VerifyResponse
@@ -34,23 +25,6 @@ PLAIN_HTTP_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "host.docker.inte
 """Hosts that are this machine, as seen from it or from a container on it."""
 
 _T = TypeVar("_T")
-_PENDING = "settlement_pending"
-_UNDECIDED = frozenset(
-    {
-        "invalid_exact_evm_nonce_already_used",  # used by whom? by an earlier ask of ours, or cancelled
-        "nonce_already_used",
-        "authorization_used_or_canceled",
-        "duplicate_settlement",  # it moved; somebody else was told so
-        "permit2_invalid_nonce",  # the same of Permit2
-        "invalid_transaction_state",  # broadcast, state not understood
-        "invalid_exact_evm_failed_to_execute_transfer",  # sending it failed, and it may have been sent
-        "invalid_exact_evm_failed_to_get_receipt",  # broadcast, and nobody waited long enough
-        "unexpected_settle_error",  # the facilitator does not know what happened to it
-        "unexpected_error",
-    }
-)
-_REVERTED = frozenset({"transaction_failed", "invalid_exact_evm_transaction_failed"})
-"""With a transaction: it was mined and reverted. Without one: sending it failed, and it may have been sent."""
 _BUSY = frozenset({408, 425, 429})
 NO_ANSWER = frozenset(
     {
@@ -62,23 +36,6 @@ NO_ANSWER = frozenset(
     }
 )
 """Reasons of an UNKNOWN that say nothing of the payment: the facilitator itself is at fault."""
-_TRANSACTION = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
-_MAX_LOG_INDEX = 2**31
-_TEXT_LIMIT = 200
-_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-
-
-class _SettleReply(msgspec.Struct, frozen=True, rename="camel"):
-    """`SettleResponse` as others send it: only `success` is there for sure."""
-
-    success: bool
-    transaction: str | None = None
-    network: str | None = None
-    payer: str | None = None
-    amount: str | None = None
-    error_reason: str | None = None
-    error_message: str | None = None
-    extra: Any = None
 
 
 class HttpFacilitator:
@@ -112,14 +69,14 @@ class HttpFacilitator:
         reply = await self._ask("POST", "/verify", _request(payload, requirements))
         answer = _decode(reply, VerifyResponse, "/verify")
         if not answer.is_valid:
-            return Refused(_code(answer.invalid_reason) or "unspecified", _text(answer.invalid_message))
+            return Refused(reason_code(answer.invalid_reason) or "unspecified", harmless(answer.invalid_message))
         payer = payload.payer.lower()
         if answer.payer is not None and answer.payer.lower() != payer:
             raise PeerProtocolError("the facilitator accepted the payment of somebody else")
         return Accepted(payer)
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
-        """See the port, and the table above."""
+        """See the port."""
         try:
             key = _idempotency_key(payload, requirements)
             status, body = await self._exchange("POST", "/settle", _request(payload, requirements), key)
@@ -127,16 +84,10 @@ class HttpFacilitator:
             message = "no connection to the facilitator: nothing was sent"
             return Settlement(SettleOutcome.UNKNOWN, "", "facilitator_unreachable", message, is_unsent=True)
         except TimeoutError:
-            return _unknown("facilitator_timeout", "the facilitator did not answer in time")
+            return unknown("facilitator_timeout", "the facilitator did not answer in time")
         except (aiohttp.ClientError, OSError):
-            return _unknown("facilitator_broken", "the connection to the facilitator broke")
-        if status != 200:
-            return _unknown("facilitator_error", f"the facilitator answered {status}")
-        try:
-            reply = msgspec.json.decode(body, type=_SettleReply)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return _unknown("facilitator_nonsense", "the facilitator's answer is not a settle response")
-        return _settlement(reply, payload, requirements)
+            return unknown("facilitator_broken", "the connection to the facilitator broke")
+        return read_settlement(status, body, payload, requirements)
 
     async def supported(self) -> SupportedResponse:
         """See the port."""
@@ -242,57 +193,8 @@ def _decode(body: bytes, kind: type[_T], path: str) -> _T:
         raise PeerProtocolError(f"the facilitator's answer to {path} is not what x402 says") from error
 
 
-def _settlement(reply: _SettleReply, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
-    reason, message, transaction = _code(reply.error_reason), _text(reply.error_message), _text(reply.transaction)
-    if reply.success:
-        flaw = _flaw(reply, payload, requirements)
-        if flaw:
-            return _unknown("facilitator_nonsense", f"the facilitator says it settled, but {flaw}")
-        return Settlement(SettleOutcome.SETTLED, transaction, log_index=_log_index(reply))
-    if reason == _PENDING:
-        return Settlement(SettleOutcome.PENDING, transaction, reason, message)
-    is_broadcast = _TRANSACTION.fullmatch(transaction) is not None
-    if reason in _UNDECIDED or is_broadcast != (reason in _REVERTED):
-        return Settlement(SettleOutcome.UNKNOWN, transaction, reason, message)
-    return Settlement(SettleOutcome.FAILED, transaction, reason or "unspecified", message)
-
-
-def _log_index(reply: _SettleReply) -> int | None:
-    """Our own facilitator's; anything else in its place is no information."""
-    index = reply.extra.get("logIndex") if isinstance(reply.extra, dict) else None
-    return index if type(index) is int and 0 <= index < _MAX_LOG_INDEX else None
-
-
-def _flaw(reply: _SettleReply, payload: PaymentPayload, requirements: PaymentRequirements) -> str:
-    """Why a `success: true` does not say that this payment was settled; "" when it does."""
-    if _TRANSACTION.fullmatch(reply.transaction or "") is None:
-        return "names no transaction"
-    if reply.network != requirements.network:
-        return "names another network"
-    if reply.payer is not None and reply.payer.lower() != payload.payer.lower():
-        return "names another payer"
-    if reply.amount is not None and reply.amount != requirements.amount:
-        return "names another amount"
-    return ""
-
-
-def _unknown(reason: str, message: str) -> Settlement:
-    return Settlement(SettleOutcome.UNKNOWN, "", reason, message)
-
-
 def _kind(error: Exception) -> str:
     """A word without addresses."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return "no connection" if isinstance(error, aiohttp.ClientConnectorError) else "the connection broke"
-
-
-def _text(text: str | None) -> str:
-    """A peer's words, made harmless: printable and short."""
-    kept = (text or "")[:_TEXT_LIMIT]
-    return kept if kept.isprintable() else "".join(c for c in kept if c.isprintable())
-
-
-def _code(text: str | None) -> str:
-    """A peer's reason where it is a code: buyers see reasons, and a sentence in its place may name the peer's hosts."""
-    return text if text and _CODE.fullmatch(text) else ("unspecified" if text else "")
