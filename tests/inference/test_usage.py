@@ -207,7 +207,7 @@ def test_missing_usage_is_unknown() -> None:
     assert chat(HELLO, STOP).usage() == UNKNOWN_USAGE
 
 
-@pytest.mark.parametrize("count", [-1, True, "3", 3.0, None])
+@pytest.mark.parametrize("count", [2**64 - 1, -1, True, "3", 3.0, None])
 def test_usage_that_is_not_a_count_is_unknown(count: object) -> None:
     assert chat(HELLO, {"usage": {"prompt_tokens": count, "completion_tokens": 4}}).usage() == Usage(None, 4)
 

@@ -43,6 +43,8 @@ class Seen:
     timings: Usage = UNKNOWN_USAGE
 
 
+MAX_TOKENS = 2**53
+"""Beyond it JSON numbers are not exact."""
 NOTHING = Seen()
 _DONE = Seen(is_finished=True)
 _FAILED = Seen(is_failed=True)
@@ -215,7 +217,8 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
 
 
 def _tokens(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A count that can be one; servers have been seen to send -1 as 2^64 - 1."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None
 
 
 def _no_stream(_message: Mapping[str, Any]) -> Seen:
