@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rlp
 from eth_account import Account
 
 from obol.adapters.evm_signing import LocalTransactionSigner, RemoteTransactionSigner, TransactionFields
@@ -91,6 +92,19 @@ class TestSignerElsewhere:
     @pytest.mark.parametrize("answer", [None, "0x", "0x02", "0xzz", 5, {"raw": None}, {"tx": {}}, "0x02c0"])
     async def test_nonsense_is_not_broadcast(self, signer: RemoteTransactionSigner, fake: FakeRpc, answer: Any) -> None:
         fake.behaviours = {"eth_signTransaction": Says(lambda _: answer)}
+        with pytest.raises(ChainUnavailableError):
+            await signer.sign(FIELDS)
+
+    @pytest.mark.parametrize(
+        ("v", "r", "s"),
+        [(b"", b"", b""), (b"", b"\xff" * 32, b"\xff" * 32), (b"\x05", b"\x01", b"\x01"), (b"\x01", b"\x01", b"\x01")],
+    )
+    async def test_a_signature_that_is_none_is_not_broadcast(
+        self, signer: RemoteTransactionSigner, fake: FakeRpc, v: bytes, r: bytes, s: bytes
+    ) -> None:
+        signed = await LocalTransactionSigner(bytes(WALLET.key)).sign(FIELDS)
+        raw = b"\x02" + rlp.encode([*rlp.decode(signed.raw[1:])[:-3], v, r, s])
+        fake.behaviours = {"eth_signTransaction": Says(lambda _: "0x" + raw.hex())}
         with pytest.raises(ChainUnavailableError):
             await signer.sign(FIELDS)
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol, Self
 
 from eth_account import Account
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
+from eth_keys.exceptions import BadSignature
+from eth_utils.exceptions import ValidationError
 from hexbytes import HexBytes
 from rlp.exceptions import RLPException
 
@@ -154,7 +156,7 @@ class RemoteTransactionSigner:
             decoded = TypedTransaction.from_bytes(raw)
             signer = Account.recover_transaction(raw)
             is_ours = _is_same(decoded.as_dict(), fields) and signer == self._address
-        except (ValueError, TypeError, KeyError, IndexError, RLPException):
+        except (ValueError, TypeError, KeyError, IndexError, RLPException, BadSignature, ValidationError):
             is_ours = False
         if not is_ours:
             raise ChainUnavailableError("the signer gave something else than was asked for")
