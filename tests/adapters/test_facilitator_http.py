@@ -221,6 +221,14 @@ async def test_nonsense_never_accepts_a_payment(
         await client.verify(PAID, WANTED)
 
 
+async def test_a_refusal_under_a_refusals_status_is_one(client: HttpFacilitator, fake: FakeFacilitator) -> None:
+    """Some facilitators answer 400 to a payer without money."""
+    fake.behaviour = RefuseVerify("insufficient_funds", status=400)
+    refused = await client.verify(PAID, WANTED)
+    assert isinstance(refused, Refused)
+    assert refused.reason == "insufficient_funds"
+
+
 async def test_a_redirect_is_not_followed(client: HttpFacilitator, fake: FakeFacilitator) -> None:
     async with FakeFacilitator() as elsewhere:
         fake.behaviour = Redirect(elsewhere.url + "/settle")

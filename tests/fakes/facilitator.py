@@ -38,6 +38,7 @@ class RefuseVerify:
     """`/verify`: isValid false."""
 
     reason: str = "insufficient_funds"
+    status: int = 200
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,8 @@ class FakeFacilitator:
         asked = await self._read(request)
         self.verified.append(asked)
         match self.behaviour:
-            case RefuseVerify(reason):
-                return _json(VerifyResponse(False, reason, payer=asked.payment_payload.payer))
+            case RefuseVerify(reason, status):
+                return _json(VerifyResponse(False, reason, payer=asked.payment_payload.payer), status)
             case SlowVerify():
                 await self.release.wait()
         spoiled = self._spoiled()
@@ -297,8 +298,8 @@ class FakeFacilitator:
         return web.Response(body=msgspec.json.encode(answer) + filler, status=status, content_type="application/json")
 
 
-def _json(answer: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+def _json(answer: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
 
 
 def _answer(asked: FacilitatorRequest, *, success: bool, transaction: str, reason: str | None) -> SettleResponse:

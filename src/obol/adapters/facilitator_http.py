@@ -66,8 +66,10 @@ class HttpFacilitator:
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyOutcome:
         """See the port. A payer other than the authorization's is nonsense, not an answer."""
-        reply = await self._ask("POST", "/verify", _request(payload, requirements))
+        status, reply = await self._ask("POST", "/verify", _request(payload, requirements))
         answer = _decode(reply, VerifyResponse, "/verify")
+        if status != 200 and answer.is_valid:
+            raise PeerProtocolError(f"the facilitator answered {status} to /verify")
         if not answer.is_valid:
             return Refused(reason_code(answer.invalid_reason) or "unspecified", harmless(answer.invalid_message))
         payer = payload.payer.lower()
@@ -91,7 +93,10 @@ class HttpFacilitator:
 
     async def supported(self) -> SupportedResponse:
         """See the port."""
-        return _decode(await self._ask("GET", "/supported"), SupportedResponse, "/supported")
+        status, reply = await self._ask("GET", "/supported")
+        if status != 200:
+            raise PeerProtocolError(f"the facilitator answered {status} to /supported")
+        return _decode(reply, SupportedResponse, "/supported")
 
     async def close(self) -> None:
         """See the port."""
@@ -99,8 +104,8 @@ class HttpFacilitator:
         if session is not None:
             await session.close()
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        """The body of a 200, for calls that change nothing."""
+    async def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body of an answer, for calls that change nothing: a 200, or a 4xx, under which some refuse."""
         try:
             status, reply = await self._exchange(method, path, body)
         except aiohttp.ServerDisconnectedError:  # most often a kept connection that the peer had just closed
@@ -109,9 +114,9 @@ class HttpFacilitator:
             raise FacilitatorUnavailableError(f"the facilitator could not be asked: {_kind(error)}") from error
         if status >= 500 or status in _BUSY:
             raise FacilitatorUnavailableError(f"the facilitator answered {status} to {path}")
-        if status != 200:
+        if status != 200 and not 400 <= status < 500:
             raise PeerProtocolError(f"the facilitator answered {status} to {path}")
-        return reply
+        return status, reply
 
     async def _again(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         try:

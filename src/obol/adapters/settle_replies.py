@@ -29,6 +29,7 @@ _OWN = frozenset(Reason) - {
     Reason.DUPLICATE,  # it moved; somebody else was told so
     Reason.INVALID_PAYLOAD,  # some say this of whatever they do not understand
     Reason.SETTLEMENT_PENDING,
+    Reason.SIMULATION_FAILED,  # also where the authorization was used, and nobody looked
     Reason.TRANSACTION_FAILED,
     Reason.UNEXPECTED_SETTLE_ERROR,
     Reason.UNEXPECTED_VERIFY_ERROR,
@@ -57,7 +58,6 @@ _DEFINITE = frozenset(map(str, _OWN)) | {
     "permit2_invalid_destination",
     "permit2_invalid_owner",
     "permit2_proxy_not_deployed",
-    "permit2_simulation_failed",
 }
 """Why a payment is not good, found out before anything was sent. A reason that nobody knows proves nothing."""
 _NO_FINAL_WORD = frozenset({408, 425, 429})
@@ -116,22 +116,28 @@ def _success(
     flaw = f"answers {status}" if status != 200 else _flaw(reply, payload, requirements)
     if flaw:
         return unknown("facilitator_nonsense", f"the facilitator says it settled, but {flaw}")
-    return Settlement(SettleOutcome.SETTLED, harmless(reply.transaction), log_index=_log_index(reply))
+    return Settlement(SettleOutcome.SETTLED, _transaction(reply), log_index=_log_index(reply))
 
 
 def _no(status: int, reply: _SettleReply) -> Settlement:
     reason, message, transaction = (
         reason_code(reply.error_reason),
         harmless(reply.error_message),
-        harmless(reply.transaction),
+        _transaction(reply),
     )
     if reason == _PENDING:
         return Settlement(SettleOutcome.PENDING, transaction, reason, message)
-    is_broadcast = _TRANSACTION.fullmatch(transaction) is not None
+    is_broadcast = transaction != ""
     is_answer = status == 200 or (400 <= status < 500 and status not in _NO_FINAL_WORD)
     is_definite = reason in _REVERTED if is_broadcast else reason in _DEFINITE
     outcome = SettleOutcome.FAILED if is_answer and is_definite else SettleOutcome.UNKNOWN
     return Settlement(outcome, transaction, reason or "unspecified", message)
+
+
+def _transaction(reply: _SettleReply) -> str:
+    """Its hash, or "": what is none is not shown to anybody as one."""
+    text = reply.transaction or ""
+    return text.lower() if _TRANSACTION.fullmatch(text) else ""
 
 
 def _log_index(reply: _SettleReply) -> int | None:
@@ -142,7 +148,7 @@ def _log_index(reply: _SettleReply) -> int | None:
 
 def _flaw(reply: _SettleReply, payload: PaymentPayload, requirements: PaymentRequirements) -> str:
     """Why a `success: true` does not say that this payment was settled; "" when it does."""
-    if _TRANSACTION.fullmatch(reply.transaction or "") is None:
+    if not _transaction(reply):
         return "names no transaction"
     if reply.network != requirements.network:
         return "names another network"
