@@ -72,11 +72,91 @@ async def test_when_nobody_answers_the_chain_is_unavailable_and_no_key_is_shown(
     await rpc.close()
 
 
-async def test_a_nodes_own_error_is_an_answer(rpc: JsonRpc, fake: FakeRpc) -> None:
+async def test_what_a_node_says_of_the_question_is_an_answer(rpc: JsonRpc, fake: FakeRpc) -> None:
     fake.behaviours = {"eth_call": Errors(3, "execution reverted", "0x1234")}
     with pytest.raises(RpcRefusedError) as caught:
         await rpc.call("eth_call", [{"to": "0x" + "11" * 20}, "latest"])
     assert (caught.value.code, caught.value.data) == (3, "0x1234")
+    assert caught.value.is_last_word
+
+
+QUESTIONS: dict[str, list[object]] = {
+    "eth_blockNumber": [],
+    "eth_getBlockByNumber": ["latest", False],
+    "eth_getTransactionReceipt": ["0x" + "11" * 32],
+    "eth_getTransactionByHash": ["0x" + "11" * 32],
+    "eth_getTransactionCount": ["0x" + "11" * 20, "latest"],
+    "eth_getBalance": ["0x" + "11" * 20, "latest"],
+    "eth_getCode": ["0x" + "11" * 20, "latest"],
+    "eth_call": [{"to": "0x" + "11" * 20}, "latest"],
+    "eth_getLogs": [{"fromBlock": "0x0", "toBlock": "0x1"}],
+}
+NODES_ERRORS = {
+    "limit": Errors(-32007, "50/second request limit reached"),
+    "limit exceeded": Errors(-32005, "daily request count exceeded, request rate limited"),
+    "unauthorized": Errors(-32001, "Unauthorized"),
+    "key": Errors(-32000, "invalid API key"),
+    "method": Errors(-32601, "the method does not exist or is not available"),
+    "behind": Errors(-32000, "header not found"),
+    "pruned": Errors(-32000, "unknown block"),
+    "ahead of it": Errors(-32602, "block range extends beyond current head block"),
+    "bug": Errors(-32603, "internal error"),
+}
+
+
+@pytest.mark.parametrize("error", NODES_ERRORS.values(), ids=list(NODES_ERRORS))
+async def test_where_a_node_answers_an_error_of_its_own_the_next_one_is_asked(
+    rpc: JsonRpc, fake: FakeRpc, error: Errors
+) -> None:
+    for method, params in QUESTIONS.items():
+        fake.behaviours = {method: error}
+        await rpc.call(method, params)
+        assert fake.asked[method] == 1
+        rpc._preferred = 0
+
+
+async def test_a_node_that_will_not_say_its_chain_is_passed_over(rpc: JsonRpc, fake: FakeRpc) -> None:
+    fake.behaviours = {"eth_chainId": NODES_ERRORS["unauthorized"]}
+    assert await rpc.chain_id() == BASE_SEPOLIA_ID
+    assert int(await rpc.call("eth_blockNumber", []), 16) >= 1
+
+
+@pytest.mark.parametrize("status", [401, 429])
+async def test_an_error_under_a_status_of_the_hosts_is_the_hosts(rpc: JsonRpc, fake: FakeRpc, status: int) -> None:
+    await rpc.call("eth_blockNumber", [])
+    body = b'{"jsonrpc":"2.0","id":3,"error":{"code":15,"message":"not now"}}'  # after the chain id and the block
+    fake.behaviours = {"eth_getLogs": Fails(status, body)}
+    assert await rpc.call("eth_getLogs", QUESTIONS["eth_getLogs"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("eth_call", Errors(-32000, "execution reverted: ERC20")),
+        ("eth_call", Errors(-32603, "reverted", "0x08c379a0")),
+        ("eth_call", Errors(-32015, "VM execution error.", "Reverted 0x")),
+        ("eth_call", Errors(-32000, "out of gas")),
+        ("eth_call", Errors(-32603, "EVM error OutOfGas")),
+        ("eth_call", Errors(-32000, "failed", {"data": "0x08c379a0"})),
+        ("eth_getLogs", Errors(-32005, "query returned more than 10000 results")),
+        ("eth_getLogs", Errors(-32600, "up to a 10 block range is allowed")),
+        ("eth_getLogs", Errors(-32000, "something that nobody knows")),
+        ("eth_sendRawTransaction", Errors(-32000, "nonce too low")),
+        ("eth_sendRawTransaction", Errors(-32000, "something that nobody knows")),
+        ("eth_sendRawTransaction", Errors(-32603, "insufficient funds")),
+    ],
+)
+async def test_what_cannot_be_is_not_asked_of_another(rpc: JsonRpc, fake: FakeRpc, method: str, error: Errors) -> None:
+    fake.behaviours = {method: error}
+    with pytest.raises(RpcRefusedError):
+        await rpc.call(method, QUESTIONS.get(method, ["0x00"]))
+
+
+async def test_a_refusal_after_one_that_did_not_answer_is_not_the_last_word(rpc: JsonRpc, fake: FakeRpc) -> None:
+    fake.behaviours = {"eth_sendRawTransaction": Drops(after=True)}
+    with pytest.raises(RpcRefusedError) as caught:
+        await rpc.call("eth_sendRawTransaction", ["0x00"])
+    assert not caught.value.is_last_word
 
 
 async def test_null_is_a_result(rpc: JsonRpc) -> None:

@@ -1,20 +1,21 @@
 """The chain as a witness: what became of an authorization, told apart on a real chain."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import pytest
 
-from obol.adapters.chain_evm import EvmChain
+from obol.adapters.chain_evm import EvmChain, address_topic
 from obol.adapters.rpc_http import JsonRpc
-from obol.adapters.witness_evm import EvmWitness
+from obol.adapters.witness_evm import JUST_BLOCKS, EvmWitness
 from obol.core.networks import BASE_SEPOLIA
 from obol.errors import ChainUnavailableError
 from obol.x402.models import PaymentPayload
-from obol.x402.witness import CANCELLED, EXPIRED, USED_ELSEWHERE, Moved, NeverMoves, StillOpen
+from obol.x402.witness import CANCELLED, EXPIRED, USED_ELSEWHERE, Moved, NeverMoves, StillOpen, Unconfirmed, Used
 from tests.adapters.payments import PRICE_ATOMIC, SELLER, account, pay, requirements
 from tests.evm.anvil import USDC, Anvil
 from tests.evm.authorizing import cancel_call, receive_call, transfer_call
-from tests.fakes.rpc import Drops, FakeRpc, Says
+from tests.fakes.rpc import Behaviour, Drops, Errors, FakeRpc, Says, Where
 
 PAYER = account()
 WANTED = requirements()
@@ -114,13 +115,15 @@ async def test_what_was_sent_in_its_window_is_found_long_after_it(fake: FakeRpc,
     await witness.close()
 
 
-async def test_a_settlement_that_is_not_deep_enough_is_still_open(fake: FakeRpc, anvil: Anvil) -> None:
+async def test_an_end_that_is_not_deep_enough_is_unconfirmed(fake: FakeRpc, anvil: Anvil) -> None:
     witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA, confirmations=3))
-    paid = pay(WANTED)
+    paid, cancelled = pay(WANTED), pay(WANTED)
     await anvil.send(USDC.address, transfer_call(paid))
-    assert await witness.fate(paid, WANTED) == StillOpen()
+    await anvil.send(USDC.address, cancel_call(PAYER, cancelled.payload.signed.nonce))
+    assert [await witness.fate(one, WANTED) for one in (paid, cancelled)] == [Unconfirmed(), Unconfirmed()]
     await anvil.mine(2)
     assert isinstance(await witness.fate(paid, WANTED), Moved)
+    assert await witness.fate(cancelled, WANTED) == NeverMoves(CANCELLED)
     await witness.close()
 
 
@@ -134,6 +137,78 @@ async def test_an_expiry_that_is_not_deep_enough_is_still_open(fake: FakeRpc, an
     await witness.close()
 
 
+async def test_what_was_sent_before_a_long_outage_is_found(fake: FakeRpc, anvil: Anvil) -> None:
+    """However many blocks were made since: it can only have been used in its window."""
+    witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA), newest_blocks=10)
+    await anvil.mine(50)
+    await anvil.pass_time(600)
+    now_s = await anvil.now_s()
+    paid = pay(WANTED, validAfter=now_s - 300, validBefore=now_s + 60)
+    await anvil.send(USDC.address, transfer_call(paid))
+    await anvil.pass_time(3600)
+    await anvil.mine(50)
+    widths: list[int] = []
+
+    def note(asked: Mapping[str, Any]) -> None:
+        (given,) = asked["params"]
+        widths.append(int(given["toBlock"], 16) - int(given["fromBlock"], 16))
+
+    fake.behaviours = {"eth_getLogs": Where(note)}
+    fate = await witness.fate(paid, WANTED)
+    assert isinstance(fate, Moved)
+    assert fate.age_s >= 3600
+    assert widths == [10, 2]
+    await witness.close()
+
+
+async def test_how_long_ago_it_moved_is_by_the_chains_clock(witness: EvmWitness, anvil: Anvil) -> None:
+    paid = pay(WANTED)
+    await anvil.send(USDC.address, transfer_call(paid))
+    ages_s = []
+    for _ in range(4):
+        fate = await witness.fate(paid, WANTED)
+        assert isinstance(fate, Moved)
+        ages_s.append(fate.age_s)
+        await anvil.pass_time(200)
+    assert [age_s // 200 for age_s in ages_s] == [0, 1, 2, 3]
+
+
+async def test_what_had_to_be_deep_enough_is_as_old_as_it_has_been_that(fake: FakeRpc, anvil: Anvil) -> None:
+    witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA, confirmations=5))
+    paid = pay(WANTED)
+    await anvil.send(USDC.address, transfer_call(paid))
+    for age_s in (0, 200):
+        await anvil.mine(4)
+        fate = await witness.fate(paid, WANTED)
+        assert isinstance(fate, Moved)
+        assert age_s <= fate.age_s <= age_s + 10
+        await anvil.pass_time(200)
+    await witness.close()
+
+
+async def test_just_used_is_what_was_used_in_the_newest_blocks(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil
+) -> None:
+    paid, cancelled, idle = pay(WANTED), pay(WANTED), pay(WANTED)
+    await anvil.mine(JUST_BLOCKS)
+    await anvil.send(USDC.address, transfer_call(paid))
+    await anvil.send(USDC.address, cancel_call(PAYER, cancelled.payload.signed.nonce))
+    assert [await witness.is_just_used(one, WANTED) for one in (paid, cancelled, idle)] == [True, True, False]
+    await anvil.mine(JUST_BLOCKS + 2)
+    fake.asked.clear()
+    assert [await witness.is_just_used(one, WANTED) for one in (paid, cancelled, idle)] == [False, False, False]
+    assert fake.asked.total() <= 9
+
+
+@pytest.mark.parametrize("method", ["eth_blockNumber", "eth_call"])
+async def test_where_nobody_says_whether_it_was_just_used_that_is_not_known(
+    witness: EvmWitness, fake: FakeRpc, method: str
+) -> None:
+    fake.behaviours = {method: Drops()}
+    with pytest.raises(ChainUnavailableError):
+        await witness.is_just_used(pay(WANTED), WANTED)
+
+
 async def test_a_settlement_that_a_reorg_took_back_is_open_again(witness: EvmWitness, anvil: Anvil) -> None:
     paid = await pay_until(anvil, 3600)
     before = await anvil.snapshot()
@@ -143,12 +218,84 @@ async def test_a_settlement_that_a_reorg_took_back_is_open_again(witness: EvmWit
     assert await witness.fate(paid, WANTED) == StillOpen()
 
 
-async def test_used_and_no_log_to_be_found_is_not_known(witness: EvmWitness, fake: FakeRpc, anvil: Anvil) -> None:
+def change_receipt(change: Callable[[dict[str, Any]], Any]) -> dict[str, Behaviour]:
+    return {"eth_getTransactionReceipt": Says(change)}
+
+
+NOT_SHOWN: dict[str, dict[str, Behaviour]] = {
+    "no logs": {"eth_getLogs": Says(lambda _: [])},
+    "logs refused": {"eth_getLogs": Errors(-32007, "50/second request limit reached")},
+    "logs dropped": {"eth_getLogs": Drops()},
+    "no receipt": change_receipt(lambda _: None),
+    "receipt refused": {"eth_getTransactionReceipt": Errors(-32601, "no such method")},
+    "receipt without logs": change_receipt(lambda receipt: receipt | {"logs": []}),
+    "receipt without the use": change_receipt(lambda receipt: receipt | {"logs": receipt["logs"][1:]}),
+    "receipt without the transfer": change_receipt(lambda receipt: receipt | {"logs": receipt["logs"][:1]}),
+    "receipt of another block": change_receipt(lambda receipt: receipt | {"blockNumber": "0x1"}),
+}
+
+
+@pytest.mark.parametrize("behaviours", NOT_SHOWN.values(), ids=list(NOT_SHOWN))
+async def test_what_is_used_and_not_shown_by_what_is_used(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil, behaviours: dict[str, Behaviour]
+) -> None:
     paid = pay(WANTED)
     await anvil.send(USDC.address, transfer_call(paid))
-    fake.behaviours = {"eth_getLogs": Says(lambda _: [])}
-    with pytest.raises(ChainUnavailableError):
-        await witness.fate(paid, WANTED)
+    fake.behaviours = behaviours
+    fate = await witness.fate(paid, WANTED)
+    assert isinstance(fate, Used)
+    assert fate.why
+
+
+async def test_another_transfer_in_the_transaction_does_not_say_what_was_used_for_what(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil
+) -> None:
+    paid = pay(WANTED)
+    await anvil.send(USDC.address, transfer_call(paid))
+
+    def by_another(receipt: dict[str, Any]) -> dict[str, Any]:
+        use, move = receipt["logs"]
+        signature, _, *others = move["topics"]
+        return receipt | {"logs": [use, move | {"topics": [signature, address_topic(SELLER), *others]}]}
+
+    fake.behaviours = change_receipt(by_another)
+    assert await witness.fate(paid, WANTED) == Used()
+
+
+async def test_logs_of_another_authorization_say_nothing_of_this_one(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil
+) -> None:
+    paid, other, idle = pay(WANTED), pay(WANTED), pay(WANTED)
+    await anvil.send(USDC.address, transfer_call(paid))
+    await anvil.send(USDC.address, cancel_call(PAYER, other.payload.signed.nonce))
+    every = await anvil.rpc("eth_getLogs", {"fromBlock": "0x0", "address": USDC.address})
+    fake.behaviours = {"eth_getLogs": Says(lambda _: every)}
+    assert await witness.fate(paid, WANTED) == Used()
+    assert await witness.fate(idle, WANTED) == StillOpen()
+
+
+async def test_used_before_and_unused_after_is_used(fake: FakeRpc, anvil: Anvil) -> None:
+    """By a node that has another chain than the one that says the newest block."""
+    witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA, confirmations=2))
+    paid = await pay_until(anvil, 60)
+    await anvil.pass_time(61)
+    await anvil.mine(3)
+    newest = await anvil.rpc("eth_blockNumber")
+
+    def at_a_block(asked: Mapping[str, Any]) -> Behaviour:
+        return Says(lambda _: f"0x{asked['params'][1] != newest:064x}")
+
+    fake.behaviours = {"eth_call": Where(at_a_block)}
+    assert await witness.fate(paid, WANTED) == Used()
+    await witness.close()
+
+
+async def test_an_end_without_use_needs_no_logs(witness: EvmWitness, fake: FakeRpc, anvil: Anvil) -> None:
+    paid = await pay_until(anvil, 60)
+    fake.behaviours = {"eth_getLogs": Drops()}
+    assert await witness.fate(paid, WANTED) == StillOpen()
+    await anvil.pass_time(61)
+    assert await witness.fate(paid, WANTED) == NeverMoves(EXPIRED)
 
 
 async def test_a_node_that_lags_behind_cannot_say_that_it_expired(
@@ -161,20 +308,24 @@ async def test_a_node_that_lags_behind_cannot_say_that_it_expired(
         await witness.fate(paid, WANTED)
 
 
-@pytest.mark.parametrize("method", ["eth_blockNumber", "eth_getLogs", "eth_call", "eth_getBlockByNumber"])
+@pytest.mark.parametrize("behaviour", [Drops(), Errors(-32007, "50/second request limit reached")])
+@pytest.mark.parametrize("method", ["eth_blockNumber", "eth_call", "eth_getBlockByNumber"])
 async def test_a_node_that_does_not_answer_is_no_answer(
-    witness: EvmWitness, fake: FakeRpc, anvil: Anvil, method: str
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil, method: str, behaviour: Behaviour
 ) -> None:
     paid = await pay_until(anvil, 60)
     await anvil.pass_time(61)
-    fake.behaviours = {method: Drops()}
+    fake.behaviours = {method: behaviour}
     with pytest.raises(ChainUnavailableError):
         await witness.fate(paid, WANTED)
 
 
-async def test_a_receipt_that_is_missing_is_no_answer(witness: EvmWitness, fake: FakeRpc, anvil: Anvil) -> None:
+async def test_what_was_just_settled_is_seen_in_three_questions(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil
+) -> None:
     paid = pay(WANTED)
     await anvil.send(USDC.address, transfer_call(paid))
-    fake.behaviours = {"eth_getTransactionReceipt": Says(lambda _: None)}
-    with pytest.raises(ChainUnavailableError):
-        await witness.fate(paid, WANTED)
+    await witness.fate(paid, WANTED)
+    fake.asked.clear()
+    await witness.fate(paid, WANTED)
+    assert fake.asked == {"eth_blockNumber": 1, "eth_getLogs": 1, "eth_getTransactionReceipt": 1}

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from obol.core.networks import BASE, BASE_SEPOLIA, DEFAULT_CATALOGUE, Asset
@@ -12,11 +13,12 @@ from obol.errors import SettingsError
 from obol.x402.client import payment_headers
 from tests.evm.anvil import USDC, Anvil
 from tests.evm.authorizing import transfer_call
-from tests.fakes.facilitator import BadGateway, FakeFacilitator, Lie, Ok, RefuseSettle
-from tests.fakes.rpc import Drops, FakeRpc
+from tests.fakes.facilitator import BadGateway, FakeFacilitator, Lie, Ok, RefuseSettle, RefuseVerify
+from tests.fakes.rpc import Drops, Errors, FakeRpc, Says
 from tests.gateway.shop import PRICE_ATOMIC, SELLER, Answer, Shop, chat, eventually
 
 ShopOn = Callable[..., Awaitable[Shop]]
+BUSY = Errors(-32007, "50/second request limit reached")
 
 
 @pytest.fixture
@@ -93,6 +95,123 @@ async def test_while_no_endpoint_answers_the_facilitator_is_believed(shop_on: Sh
         assert (await shop.pay(chat())).status == 200
         assert any(line["event"] == "witness_unavailable" for line in shop.logged)
         assert "s3cret" not in str(shop.logged)
+
+
+@pytest.mark.parametrize("method", ["eth_blockNumber", "eth_getTransactionReceipt", "eth_getBlockByNumber"])
+@pytest.mark.parametrize("settlement", [SettlementPolicy.BEFORE, SettlementPolicy.ON_OUTPUT])
+async def test_a_node_with_errors_of_its_own_is_one_that_does_not_answer(
+    shop_on: ShopOn, anvil: Anvil, method: str, settlement: SettlementPolicy
+) -> None:
+    async with FakeRpc(anvil.url) as fake:
+        shop = await shop_on(rpc_urls=(fake.url,), settlement=settlement)
+        paid = shop.sign()
+        if method == "eth_getTransactionReceipt":
+            await anvil.send(USDC.address, transfer_call(paid))
+        fake.behaviours = {method: BUSY}
+        shop.facilitator.behaviour = Ok()
+        assert (await shop.post(payment_headers(paid, 2))).status == 200
+        await shop.until_states("settled")
+
+
+async def test_the_next_endpoint_is_asked_while_the_first_answers_errors_of_its_own(
+    shop_on: ShopOn, anvil: Anvil
+) -> None:
+    async with FakeRpc(anvil.url) as fake:
+        shop = await shop_on(rpc_urls=(fake.url, anvil.url), settlement=SettlementPolicy.BEFORE)
+        fake.behaviours = {"*": BUSY}
+        paid = shop.sign()
+        await anvil.send(USDC.address, transfer_call(paid))
+        shop.facilitator.behaviour = RefuseSettle("insufficient_funds")
+        assert (await shop.post(payment_headers(paid, 2))).status == 200
+
+
+async def test_a_gateway_starts_while_a_node_answers_errors_of_its_own(shop_on: ShopOn, anvil: Anvil) -> None:
+    async with FakeRpc(anvil.url) as fake:
+        fake.behaviours = {"*": BUSY}
+        shop = await shop_on(rpc_urls=(fake.url,))
+        assert (await shop.pay(chat())).status == 200
+
+
+async def test_a_settlement_is_still_asked_about_after_a_node_answered_errors_of_its_own(
+    shop_on: ShopOn, anvil: Anvil
+) -> None:
+    async with FakeRpc(anvil.url) as fake:
+        shop = await shop_on(rpc_urls=(fake.url,), settlement=SettlementPolicy.BEFORE)
+        answer = await lost(shop)
+        fake.behaviours = {"eth_blockNumber": BUSY}
+        asked = fake.asked["eth_blockNumber"]
+        await eventually(lambda: fake.asked["eth_blockNumber"] >= asked + 3, "asked again and again")
+        fake.behaviours = {}
+        await send(anvil, shop)
+        await shop.receipt_in("owed", answer)
+
+
+async def test_a_no_is_not_believed_while_the_chain_says_used_and_not_by_what(shop_on: ShopOn, anvil: Anvil) -> None:
+    async with FakeRpc(anvil.url) as fake:
+        shop = await shop_on(rpc_urls=(fake.url,), settlement=SettlementPolicy.BEFORE)
+        paid = shop.sign()
+        await anvil.send(USDC.address, transfer_call(paid))
+        fake.behaviours = {"eth_getLogs": Says(lambda _: [])}
+        shop.facilitator.behaviour = RefuseSettle("insufficient_funds")
+        answer = await shop.post(payment_headers(paid, 2))
+        assert answer.status == 503
+        assert (await shop.receipt(answer))["state"] == "settle_unknown"
+        fake.behaviours = {}  # its index of logs has caught up
+        await shop.receipt_in("owed", answer)
+
+
+class TestSettledBeforeItIsPresented:
+    """A stranger saw the payment, and had it settled first; the facilitator finds its nonce used."""
+
+    @pytest.fixture
+    async def shop(self, shop_on: ShopOn) -> Shop:
+        shop = await shop_on(settlement=SettlementPolicy.ON_OUTPUT)
+        shop.facilitator.behaviour = RefuseVerify("invalid_exact_evm_nonce_already_used")
+        return shop
+
+    async def test_it_is_paid_and_buys_one_answer(self, shop: Shop, anvil: Anvil) -> None:
+        paid = shop.sign()
+        await anvil.send(USDC.address, transfer_call(paid))
+        answer = await shop.post(payment_headers(paid, 2))
+        assert answer.status == 200
+        receipt = await shop.receipt_in("settled", answer)
+        (moved,) = await anvil.transfers(SELLER)
+        assert (receipt["transaction"], receipt["paid"]) == (moved.transaction, True)
+        again = await shop.post(payment_headers(paid, 2), chat(temperature=1))
+        assert again.status == 409
+
+    async def test_what_paid_for_something_else_a_while_ago_buys_nothing_here(self, shop: Shop, anvil: Anvil) -> None:
+        """At another service of the same seller: that one has settled it."""
+        paid = shop.sign()
+        await anvil.send(USDC.address, transfer_call(paid))
+        await anvil.pass_time(20)
+        await anvil.mine()
+        assert (await shop.post(payment_headers(paid, 2))).status == 402
+
+    async def test_it_does_not_buy_anything_without_the_payers_own_signature(self, shop: Shop, anvil: Anvil) -> None:
+        """All but the signature can be read from the chain."""
+        paid = shop.sign()
+        await anvil.send(USDC.address, transfer_call(paid))
+        other = "0x" + "11" * 70
+        forged = msgspec.structs.replace(paid, payload=msgspec.structs.replace(paid.payload, signature=other))
+        answer = await shop.post(payment_headers(forged, 2))
+        assert answer.status == 402
+        assert await shop.states() == []
+
+    async def test_where_the_chain_does_not_show_by_what_nobody_says_no(self, shop_on: ShopOn, anvil: Anvil) -> None:
+        async with FakeRpc(anvil.url) as fake:
+            shop = await shop_on(rpc_urls=(fake.url,), settlement=SettlementPolicy.ON_OUTPUT)
+            shop.facilitator.behaviour = RefuseVerify("invalid_exact_evm_nonce_already_used")
+            paid = shop.sign()
+            await anvil.send(USDC.address, transfer_call(paid))
+            fake.behaviours = {"eth_getLogs": Says(lambda _: [])}
+            answer = await shop.post(payment_headers(paid, 2))
+            assert (answer.status, answer.reason) == (503, "facilitator_unavailable")
+            fake.behaviours = {}
+            assert (await shop.post(payment_headers(paid, 2))).status == 200
+
+    async def test_a_refused_payment_that_nobody_settled_is_refused(self, shop: Shop) -> None:
+        assert (await shop.pay(chat())).status == 402
 
 
 async def test_the_next_facilitator_is_asked_while_the_first_cannot_be(tmp_path: Path) -> None:

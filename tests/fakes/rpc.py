@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +48,14 @@ class Errors:
     times: int | None = None
 
 
-Behaviour = Fails | Drops | Stalls | Says | Errors
+@dataclass(frozen=True)
+class Where:
+    """Does what this says of what was asked, at once or in its own time; None: what is true."""
+
+    choose: Callable[[Mapping[str, Any]], "Behaviour | Awaitable[Behaviour | None] | None"]
+
+
+Behaviour = Fails | Drops | Stalls | Says | Errors | Where
 
 
 class FakeRpc:
@@ -59,6 +66,7 @@ class FakeRpc:
         self.behaviours: dict[str, Behaviour] = {}
         self.asked: Counter[str] = Counter()
         self._released = asyncio.Event()
+        self._questions = asyncio.Condition()
         self._news = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
@@ -81,6 +89,11 @@ class FakeRpc:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1/s3cret-key"
 
+    async def hears(self, method: str, *, times: int = 1) -> None:
+        """Wait until it was asked for so many times, answered or not."""
+        async with self._questions:
+            await self._questions.wait_for(lambda: self.asked[method] >= times)
+
     async def asked_for(self, method: str, *, times: int = 1) -> None:
         """Wait until it was, so many times, and the node has answered."""
         async with self._news:
@@ -90,7 +103,9 @@ class FakeRpc:
         asked = await request.json()
         method = asked["method"]
         self.asked[method] += 1
-        behaviour = self.behaviours.get(method) or self.behaviours.get("*")
+        async with self._questions:
+            self._questions.notify_all()
+        behaviour = await self._behaviour(asked)
         match behaviour:
             case Fails(status, body):
                 return web.Response(status=status, body=body)
@@ -111,6 +126,13 @@ class FakeRpc:
         if isinstance(behaviour, Says):
             answer = {"jsonrpc": "2.0", "id": asked["id"], "result": behaviour.change(answer.get("result"))}
         return web.json_response(answer)
+
+    async def _behaviour(self, asked: Mapping[str, Any]) -> "Behaviour | None":
+        behaviour = self.behaviours.get(asked["method"]) or self.behaviours.get("*")
+        if not isinstance(behaviour, Where):
+            return behaviour
+        chosen = behaviour.choose(asked)
+        return await chosen if isinstance(chosen, Awaitable) else chosen
 
     def _drop(self, request: web.Request) -> web.StreamResponse:
         assert request.transport is not None

@@ -21,13 +21,11 @@ T = TypeVar("T")
 
 TRANSFER = topic("Transfer(address,address,uint256)")
 LOG_RANGE_BLOCKS = 2_000
-"""Blocks asked for at once: what public nodes commonly allow. Halved where a node refuses."""
+"""Blocks asked for at once: what public nodes commonly allow. Halved where a node refuses, down to one."""
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}", re.ASCII)
 _DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _ERROR_STRING = call_data("Error(string)", "")[:4]
-_REVERTS = frozenset({3, -32000, -32015, -32603})
-"""Codes under which nodes report that a call reverted."""
 _TEXT_LIMIT = 200
 
 
@@ -91,6 +89,7 @@ class TransactionReceipt:
 
 
 class _WireTransaction(msgspec.Struct, frozen=True):
+    hash: str
     to: str | None
     input: str
 
@@ -145,16 +144,27 @@ class EvmChain:
         """The contract at an address; b"" for an ordinary account."""
         return _data(await self.rpc.call("eth_getCode", [address, "latest"]))
 
-    async def call(self, to: str, data: bytes, *, sender: str | None = None, block: int | None = None) -> bytes:
-        """What a call would return now, or at the end of a block. Raises `RevertedError`."""
-        asked = {"to": to, "data": "0x" + data.hex()} | ({"from": sender} if sender else {})
+    async def call(
+        self, to: str, data: bytes, *, sender: str | None = None, block: int | None = None, gas: int | None = None
+    ) -> bytes:
+        """What a call would return now, or at the end of a block, with so much gas (the node's own limit where None).
+
+        Raises `RevertedError`, also for a call that runs out of gas.
+        """
+        asked = {"to": to, "data": "0x" + data.hex()}
+        asked |= ({"from": sender} if sender else {}) | ({"gas": hex(gas)} if gas is not None else {})
         try:
             return _data(await self.rpc.call("eth_call", [asked, "latest" if block is None else hex(block)]))
         except RpcRefusedError as refused:
             data = _revert_data(refused)
-            if refused.code in _REVERTS and ("revert" in str(refused) or data):
-                raise RevertedError(_revert_text(data), data) from None
-            raise ChainUnavailableError(f"the node refuses the call: {refused}") from refused
+            raise RevertedError(_revert_text(data), data) from None
+
+    async def read(self, contract: str, data: bytes, decode: Callable[[bytes], T], block: int | None = None) -> T:
+        """What a contract that should be there returns; one that reverts, or returns another form, is not that one."""
+        try:
+            return decode(await self.call(contract, data, block=block))
+        except (RevertedError, AbiError) as error:
+            raise ChainUnavailableError(f"the contract {contract} does not answer like one of its kind") from error
 
     async def token_domain(self, token: str) -> TokenDomain | None:
         """The EIP-712 domain that a token has; None when there is no contract at that address."""
@@ -170,11 +180,11 @@ class EvmChain:
 
     async def balance(self, token: str, owner: str) -> int:
         """Atomic units of a token."""
-        return await self._read(token, call_data("balanceOf(address)", owner), decode_uint)
+        return await self.read(token, call_data("balanceOf(address)", owner), decode_uint)
 
     async def allowance(self, token: str, owner: str, spender: str) -> int:
         """Atomic units of a token that `spender` may move."""
-        return await self._read(token, call_data("allowance(address,address)", owner, spender), decode_uint)
+        return await self.read(token, call_data("allowance(address,address)", owner, spender), decode_uint)
 
     async def native_balance(self, address: str) -> int:
         """Wei."""
@@ -183,15 +193,16 @@ class EvmChain:
     async def is_authorization_used(self, token: str, payer: str, nonce: str, block: int) -> bool:
         """EIP-3009: used or cancelled at the end of a block."""
         data = call_data("authorizationState(address,bytes32)", payer, bytes.fromhex(nonce[2:]))
-        return await self._read(token, data, decode_bool, block)
+        return await self.read(token, data, decode_bool, block)
 
     async def block(self, which: int | str = "latest") -> Block:
         """A block by number, or by tag. Raises `ChainUnavailableError` where there is none (yet)."""
         tag = which if isinstance(which, str) else hex(which)
         wire = _typed(await self.rpc.call("eth_getBlockByNumber", [tag, False]), _WireBlock)
-        return Block(
-            _quantity(wire.number), _hash(wire.hash), _quantity(wire.timestamp), _quantity(wire.base_fee_per_gas)
-        )
+        number = _quantity(wire.number)
+        if number != which and not isinstance(which, str):
+            raise _nonsense("another block than was asked for")
+        return Block(number, _hash(wire.hash), _quantity(wire.timestamp), _quantity(wire.base_fee_per_gas))
 
     async def newest_block(self) -> int:
         """Its number."""
@@ -224,27 +235,43 @@ class EvmChain:
         if result is None:
             return None
         wire = _typed(result, _WireTransaction)
+        if _hash(wire.hash) != transaction.lower():
+            raise _nonsense("another transaction than was asked for")
         return SentTransaction((wire.to or "").lower(), _data(wire.input))
 
     async def logs(
         self, address: str, topics: Sequence[str | Sequence[str] | None], from_block: int, to_block: int
     ) -> list[Log]:
-        """Logs of a contract in a range of blocks, both ends included, oldest first."""
+        """Logs of a contract in a range of blocks, both ends included, oldest first.
+
+        In pieces that grow from question to question, up to what a node refuses: not every refusal is for good.
+        """
         found: list[Log] = []
+        most = LOG_RANGE_BLOCKS
         while from_block <= to_block:
             until = min(to_block, from_block + self._range_blocks - 1)
-            asked = {"address": address, "topics": topics, "fromBlock": hex(from_block), "toBlock": hex(until)}
             try:
-                result = await self.rpc.call("eth_getLogs", [asked])
+                found += await self._logs(address, topics, from_block, until)
             except RpcRefusedError as refused:
                 if until == from_block:
-                    self._range_blocks = LOG_RANGE_BLOCKS
                     raise ChainUnavailableError(f"the node gives no logs: {refused}") from refused
-                self._range_blocks = max(1, (until - from_block + 1) // 2)
-                continue
-            found.extend(_log(wire) for wire in _typed(result, list[_WireLog]) if not wire.removed)
-            from_block = until + 1
+                most = self._range_blocks = (until - from_block + 1) // 2
+            else:
+                self._range_blocks = min(most, 2 * self._range_blocks)
+                from_block = until + 1
         return found
+
+    async def _logs(
+        self, address: str, topics: Sequence[str | Sequence[str] | None], from_block: int, to_block: int
+    ) -> list[Log]:
+        asked = {"address": address, "topics": topics, "fromBlock": hex(from_block), "toBlock": hex(to_block)}
+        result = await self.rpc.call("eth_getLogs", [asked])
+        logs = [_log(wire) for wire in _typed(result, list[_WireLog]) if not wire.removed]
+        for log in logs:
+            is_there = log.address == address.lower() and from_block <= log.block <= to_block
+            if not is_there or not _fit(log.topics, topics):
+                raise _nonsense("a log that was not asked for")
+        return logs
 
     async def transfers(self, token: str, pay_to: str, from_block: int, to_block: int) -> list[Transfer]:
         """Every movement of a token to an address in a range of blocks, oldest first."""
@@ -254,12 +281,6 @@ class EvmChain:
     async def close(self) -> None:
         """Idempotent."""
         await self.rpc.close()
-
-    async def _read(self, token: str, data: bytes, decode: Callable[[bytes], T], block: int | None = None) -> T:
-        try:
-            return decode(await self.call(token, data, block=block))
-        except (RevertedError, AbiError) as error:
-            raise ChainUnavailableError(f"the token {token} does not answer like one") from error
 
     async def _optional_string(self, token: str, function: str) -> str:
         try:
@@ -281,8 +302,17 @@ def address_topic(address: str) -> str:
     return "0x" + address[2:].lower().rjust(64, "0")
 
 
+def _fit(topics: Sequence[str], asked: Sequence[str | Sequence[str] | None]) -> bool:
+    """Whether a log is one of those that were asked for: by position, None is any, a list any of it."""
+    if len(topics) < len(asked):
+        return False
+    pairs = zip(asked, topics, strict=False)  # a log may have more
+    return all(one is None or topic in ([one] if isinstance(one, str) else one) for one, topic in pairs)
+
+
 def _receipt(wire: _WireReceipt, transaction: str) -> TransactionReceipt:
-    if wire.transaction_hash.lower() != transaction.lower():
+    of = {wire.transaction_hash.lower(), *(log.transaction_hash.lower() for log in wire.logs)}
+    if of != {transaction.lower()}:
         raise _nonsense("the receipt of another transaction")
     return TransactionReceipt(
         transaction=_hash(wire.transaction_hash),

@@ -1,12 +1,15 @@
 """JSON-RPC over HTTP to the nodes of one chain, in order of preference; every reply is read as if it were hostile.
 
 A call goes to the endpoint that worked last; where it does not answer, or not with what JSON-RPC says, the next one is
-asked. All of our calls may be repeated: they read, or send a signed transaction that exists once. An endpoint is asked
-for its chain id before anything else, so that a list never mixes two chains. Source: JSON-RPC 2.0.
+asked. So it is where an endpoint answers an error of its own that is not about what was asked: a limit, a missing key,
+a method that it does not have, a block that it does not have yet. All of our calls may be repeated: they read, or send
+a signed transaction that exists once. An endpoint is asked for its chain id before anything else, so that a list never
+mixes two chains. Sources: JSON-RPC 2.0, EIP-1474, and what nodes and their hosts are seen to answer.
 """
 
 import contextlib
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,13 +22,30 @@ from obol.errors import ChainUnavailableError, ObolError, SettingsError
 
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 TIMEOUT_S = 10.0
-_BUSY_CODES = frozenset({-32005, -32603, -32016, 429})
-"""Errors that say something of the node, not of the question: limit exceeded, internal error."""
+_LOGS = "eth_getLogs"
+_LIMIT_EXCEEDED = -32005
+_NODES_CODES = frozenset({429, -32001, -32005, -32007, -32016, -32029, -32601, -32603})
+"""Under which nodes say something of themselves: limit exceeded, not allowed, no such method, internal error."""
+_BUSY_CODES = frozenset({429, -32005, -32016, -32603})
+"""Those of them after which a transaction may still be taken."""
+_NODES_STATUSES = frozenset({401, 429})
+_NODES_WORDS = re.compile(
+    "rate.?limit|request limit|too many requests|quota|unauthori[sz]ed|forbidden|api key"
+    "|not found|unknown block|beyond|future|outofrange"  # it is behind
+)
+_RANGE_WORDS = re.compile("range|results|logs|blocks|response size|query")
+_SENDING_WORDS = re.compile("revert|nonce|fund|underpriced|known")
+_FAILED_WORDS = re.compile(
+    "revert|out of gas|outofgas|intrinsic gas|gas required exceeds|evm error|vm execution error|invalid opcode"
+)
+_FAILED_CODES = frozenset({3, -32015})
+"""Of a call that failed on the chain."""
 _TEXT_LIMIT = 200
 
 
 class RpcRefusedError(ObolError):
-    """The node answered with an error of its own. `data` as the node gave it.
+    """The node answered an error about what was asked: a call that fails on the chain, a range of logs that is too
+    wide, a transaction that it does not take. `data` as the node gave it.
 
     `is_last_word`: no endpoint was asked before it that may have done what was asked and not said so.
     """
@@ -96,7 +116,8 @@ class JsonRpc:
     async def call(self, method: str, params: Sequence[Any]) -> Any:
         """The result of one call, from the first endpoint that answers.
 
-        Raises `RpcRefusedError` for a node's own error, `ChainUnavailableError` when no endpoint answered.
+        Raises `RpcRefusedError` where one says that what was asked cannot be, `ChainUnavailableError` when none
+        answered.
         """
         flaws: list[str] = []
         for turn in range(len(self._urls)):
@@ -146,11 +167,18 @@ class JsonRpc:
         asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         try:
             status, body = await self._exchange(endpoint, msgspec.json.encode(asked))
+        except _TooLongError as error:
+            if method == _LOGS:  # fewer blocks have fewer of them
+                raise RpcRefusedError(_LIMIT_EXCEEDED, str(error)) from None
+            raise
         except TimeoutError:
             raise _NotAnsweredError("no answer in time") from None
         except (aiohttp.ClientError, OSError):
             raise _NotAnsweredError("no connection, or it broke") from None
-        return _result(_reply(status, body), number)
+        reply = _reply(status, body)
+        if reply.jsonrpc != "2.0" or reply.id != number:
+            raise _NotAnsweredError("its reply is to another question")
+        return _result(reply, method, status)
 
     async def _exchange(self, endpoint: int, body: bytes) -> tuple[int, bytes]:
         self.round_trips += 1
@@ -163,7 +191,7 @@ class JsonRpc:
                 content += chunk
                 if len(content) > MAX_REPLY_BYTES:
                     response.close()
-                    raise _NotAnsweredError("its reply is too long")
+                    raise _TooLongError
             return response.status, bytes(content)
 
     def _open(self) -> aiohttp.ClientSession:
@@ -181,6 +209,11 @@ class _NotAnsweredError(Exception):
     """One endpoint did not answer, or not as JSON-RPC says. The text names no address."""
 
 
+class _TooLongError(_NotAnsweredError):
+    def __init__(self) -> None:
+        super().__init__("its reply is too long")
+
+
 def _reply(status: int, body: bytes) -> _Reply:
     """Nodes answer their own errors under other statuses too; without such an answer a status is a failure."""
     try:
@@ -190,11 +223,9 @@ def _reply(status: int, body: bytes) -> _Reply:
         raise _NotAnsweredError(what) from None
 
 
-def _result(reply: _Reply, number: int) -> Any:
-    if reply.jsonrpc != "2.0" or reply.id != number:
-        raise _NotAnsweredError("its reply is to another question")
+def _result(reply: _Reply, method: str, status: int) -> Any:
     if reply.error is not None:
-        if reply.error.code in _BUSY_CODES and not _is_about_the_call(reply.error):
+        if not _is_about_the_question(method, reply.error, status):
             raise _NotAnsweredError(f"it failed with {reply.error.code}: {_text(reply.error.message)}")
         raise RpcRefusedError(reply.error.code, _text(reply.error.message), reply.error.data)
     if reply.result is msgspec.UNSET:
@@ -202,10 +233,26 @@ def _result(reply: _Reply, number: int) -> Any:
     return reply.result
 
 
-def _is_about_the_call(error: _Error) -> bool:
-    """Some nodes give -32603 and -32005 for reverts, refused transactions and ranges that are too wide."""
-    text = error.message.lower()
-    return any(word in text for word in ("revert", "nonce", "fund", "underpriced", "known", "range", "results", "logs"))
+def _is_about_the_question(method: str, error: _Error, status: int) -> bool:
+    """Whether a node says something of what was asked, rather than of itself. Codes alone do not tell: nodes use the
+    same ones for both. What is not known counts against ranges and transactions, and for nothing else."""
+    code, text = error.code, error.message.lower()
+    match method:
+        case "eth_call":
+            return code in _FAILED_CODES or _FAILED_WORDS.search(text) is not None or _is_hex(error.data)
+        case "eth_getLogs":
+            if status in _NODES_STATUSES or _NODES_WORDS.search(text):
+                return False
+            return code not in _NODES_CODES or _RANGE_WORDS.search(text) is not None
+        case "eth_sendRawTransaction" | "eth_signTransaction":
+            return code not in _BUSY_CODES or _SENDING_WORDS.search(text) is not None
+    return False
+
+
+def _is_hex(data: Any) -> bool:
+    """What a contract returned as it reverted; nodes give it as it is, or in an object."""
+    given = data.get("data") if isinstance(data, dict) else data
+    return isinstance(given, str) and given.startswith("0x") and len(given) > 2
 
 
 def _chain_id(result: Any) -> int:

@@ -2,27 +2,30 @@
 
 `AuthorizationUsed(payer, nonce)` is followed, in its transaction, by the token's Transfer: from the payer to us, of
 exactly the amount, or it was used for something else (`receiveWithAuthorization` has the same nonces). One that was
-cancelled, or is unused in a block past its window, will never move. `authorizationState` alone says neither.
+cancelled, or is unused in a block past its window, will never move. `authorizationState` alone says neither: only that
+it is used. Where that is all that a node shows, a no of anybody's counts for nothing.
 Source: EIP-3009.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from obol.adapters.chain_evm import TRANSFER, EvmChain, Log, address_topic, transfer_of
+from obol.adapters.block_times import age_s, blocks_of
+from obol.adapters.chain_evm import EvmChain, Log, address_topic, transfer_of
 from obol.adapters.evm_abi import topic
-from obol.adapters.witness_permit2 import permit2_fate
+from obol.adapters.witness_permit2 import is_permit2_nonce_used, permit2_fate
 from obol.core.money import parse_atomic
 from obol.core.networks import TransferMethod
 from obol.errors import ChainUnavailableError
 from obol.x402.authorization import Authorization, parse_authorization
 from obol.x402.models import PaymentPayload, PaymentRequirements
-from obol.x402.witness import CANCELLED, EXPIRED, USED_ELSEWHERE, Fate, Moved, NeverMoves, StillOpen
+from obol.x402.witness import CANCELLED, EXPIRED, USED_ELSEWHERE, Fate, Moved, NeverMoves, StillOpen, Unconfirmed, Used
 
 AUTHORIZATION_USED = topic("AuthorizationUsed(address,bytes32)")
 AUTHORIZATION_CANCELED = topic("AuthorizationCanceled(address,bytes32)")
-SEARCH_BLOCKS = 200_000
-"""How far back an authorization's end is looked for: four days at two seconds a block."""
 NEWEST_BLOCKS = 2_000
+JUST_BLOCKS = 100
+"""What is "just now", before what is not deep enough: nodes keep the state of about 128 blocks."""
 
 
 class EvmWitness:
@@ -34,48 +37,80 @@ class EvmWitness:
         self._newest_blocks = newest_blocks
 
     async def fate(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Fate:
-        """See the port. `ChainUnavailableError` also where it is used and the node does not show by what."""
+        """See the port."""
         authorization = parse_authorization(payload.payload)
         if authorization.method is TransferMethod.PERMIT2:
             return await permit2_fate(self._chain, authorization, requirements)
         token = requirements.asset.lower()
         newest = await self._chain.newest_block()
-        recent = await self._ends(token, authorization, max(0, newest - self._newest_blocks), newest)
-        if recent:
-            return await self._judge(recent[-1], requirements, authorization)
-        if not await self._chain.is_authorization_used(token, authorization.payer, authorization.nonce, newest):
-            return await self._unused(token, authorization, newest)
-        ends = await self._ends(token, authorization, max(0, newest - SEARCH_BLOCKS), newest + 1)
-        if not ends:
-            raise ChainUnavailableError("the authorization is used, and the node does not show by what")
-        return await self._judge(ends[-1], requirements, authorization)
+        end = await self._end(token, authorization, max(0, newest - self._newest_blocks), newest)
+        if isinstance(end, Used):
+            if not await self._is_used(authorization, requirements, newest):
+                return await self._unused(authorization, requirements, newest)
+            end = await self._older_end(token, authorization)
+        return end if isinstance(end, Used) else await self._judge(end, requirements, authorization, newest)
+
+    async def is_just_used(self, payload: PaymentPayload, requirements: PaymentRequirements) -> bool:
+        """See the port."""
+        authorization = parse_authorization(payload.payload)
+        newest = await self._chain.newest_block()
+        if not await self._is_used(authorization, requirements, newest):
+            return False
+        before = newest - JUST_BLOCKS - self._chain.confirmations
+        return before < 0 or not await self._is_used(authorization, requirements, before)
 
     async def close(self) -> None:
         """See the port."""
         await self._chain.close()
 
-    async def _ends(self, token: str, authorization: Authorization, from_block: int, to_block: int) -> list[Log]:
-        """Where the authorization was used or cancelled: at most one, on an honest chain."""
+    async def _is_used(self, authorization: Authorization, requirements: PaymentRequirements, block: int) -> bool:
+        if authorization.method is TransferMethod.PERMIT2:
+            return await is_permit2_nonce_used(self._chain, authorization, block)
+        payer, nonce = authorization.payer, authorization.nonce
+        return await self._chain.is_authorization_used(requirements.asset.lower(), payer, nonce, block)
+
+    async def _older_end(self, token: str, authorization: Authorization) -> Log | Used:
+        try:
+            first, last = await blocks_of(self._chain, authorization)
+        except ChainUnavailableError as error:
+            return Used(str(error))
+        return await self._end(token, authorization, first, last)
+
+    async def _end(self, token: str, authorization: Authorization, from_block: int, to_block: int) -> Log | Used:
+        """Where the authorization was used or cancelled; where no log shows it, what to think if it was all the same.
+
+        A node that gives no logs at all can still say whether it is used.
+        """
         topics = [
             [AUTHORIZATION_USED, AUTHORIZATION_CANCELED],
             address_topic(authorization.payer),
             authorization.nonce,
         ]
-        return await self._chain.logs(token, topics, from_block, to_block)
+        try:
+            ends = await self._chain.logs(token, topics, from_block, to_block)
+        except ChainUnavailableError as error:
+            return Used(str(error))
+        return ends[-1] if ends else Used("the node shows no log of the authorization")
 
-    async def _judge(self, end: Log, requirements: PaymentRequirements, authorization: Authorization) -> Fate:
+    async def _judge(
+        self, end: Log, requirements: PaymentRequirements, authorization: Authorization, newest: int
+    ) -> Fate:
         """What the end of an authorization means for us, if it is deep enough to stay."""
-        if not await self._chain.is_deep(end.block):
-            return StillOpen()
-        if end.topics[0] == AUTHORIZATION_CANCELED:
-            return NeverMoves(CANCELLED)
-        receipt = await self._chain.receipt(end.transaction)
-        if receipt is None:
-            raise ChainUnavailableError("the node shows a log and not its transaction's receipt")
-        moved = find_transfer(receipt.logs, requirements, authorization)
-        return moved or NeverMoves(USED_ELSEWHERE)
+        try:
+            if not await self._chain.is_deep(end.block):
+                return Unconfirmed()
+            if end.topics[0] == AUTHORIZATION_CANCELED:
+                return NeverMoves(CANCELLED)
+            receipt = await self._chain.receipt(end.transaction)
+            aged_s = await age_s(self._chain, end.block, newest)
+        except ChainUnavailableError as error:
+            return Used(str(error))
+        if receipt is None or receipt.block != end.block:
+            return Used("the node shows a log, and not its transaction's receipt")
+        fate = _fate_of_used(receipt.logs, requirements, authorization)
+        return replace(fate, age_s=aged_s) if isinstance(fate, Moved) else fate
 
-    async def _unused(self, token: str, authorization: Authorization, newest: int) -> Fate:
+    async def _unused(self, authorization: Authorization, requirements: PaymentRequirements, newest: int) -> Fate:
         """Unused for good once it is unused in a block that stays and is past the window.
 
         Both are asked of that one block: a node that lags behind does not have it, and cannot say "unused" of it.
@@ -83,28 +118,34 @@ class EvmWitness:
         deep = newest - self._chain.confirmations + 1
         if deep < 0 or (await self._chain.block(deep)).timestamp_s < authorization.valid_before_s:
             return StillOpen()
-        if await self._chain.is_authorization_used(token, authorization.payer, authorization.nonce, deep):
-            return StillOpen()
+        if await self._is_used(authorization, requirements, deep):
+            return Used("it is used in one block, and in a later one it is not")
         return NeverMoves(EXPIRED)
 
 
 def find_transfer(logs: Sequence[Log], requirements: PaymentRequirements, authorization: Authorization) -> Moved | None:
     """Which transfer of one transaction the authorization made, if it is the one that pays these requirements."""
+    fate = _fate_of_used(logs, requirements, authorization)
+    return fate if isinstance(fate, Moved) else None
+
+
+def _fate_of_used(
+    logs: Sequence[Log], requirements: PaymentRequirements, authorization: Authorization
+) -> Moved | NeverMoves | Used:
+    """What the transaction that used the authorization moved by it: the payer's transfer that follows its use.
+
+    Only such a transfer to somebody else, or of another amount, says that it did not pay us.
+    """
     token = requirements.asset.lower()
     use = (AUTHORIZATION_USED, address_topic(authorization.payer), authorization.nonce)
-    used = next((log for log in logs if log.address == token and log.topics == use), None)
+    of_token = [log for log in logs if log.address == token]
+    used = next((log for log in of_token if log.topics == use), None)
     if used is None:
-        return None
-    moved = next(
-        (
-            log
-            for log in logs
-            if log.address == token and log.topics[:1] == (TRANSFER,) and log.log_index > used.log_index
-        ),
-        None,
-    )
-    transfer = None if moved is None else transfer_of(moved)
-    expected = (authorization.payer, requirements.pay_to.lower(), parse_atomic(requirements.amount))
-    if transfer is None or (transfer.payer, transfer.pay_to, transfer.amount_atomic) != expected:
-        return None
+        return Used("the transaction's receipt does not hold the log of the authorization that it was found by")
+    later = (transfer_of(log) for log in of_token if log.log_index > used.log_index)
+    transfer = next((transfer for transfer in later if transfer is not None), None)
+    if transfer is None or transfer.payer != authorization.payer:
+        return Used("the transaction's receipt does not hold the transfer that the authorization made")
+    if (transfer.pay_to, transfer.amount_atomic) != (requirements.pay_to.lower(), parse_atomic(requirements.amount)):
+        return NeverMoves(USED_ELSEWHERE)
     return Moved(transfer.transaction, transfer.log_index)

@@ -1,7 +1,8 @@
 """Checking a presented payment (step 5): locally first, then by whoever sees the chain; nothing is claimed here.
 
 A payment that was used here before must not meet "invalid, pay again": it gets its receipt, or the answer it is owed.
-So where a check says no, the ledger is asked whether it knows the payment, and the claim then decides.
+So where a check says no, the ledger is asked whether it knows the payment, and the claim then decides. One that paid
+this seller before it came here, by a stranger's hand, is paid: with the payer's own signature it is good for one sale.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from obol.x402.exact import SETTLE_MARGIN_S, ExactVerifier, Undecided, Verified,
 from obol.x402.facilitator import Refused
 from obol.x402.models import PaymentPayload
 from obol.x402.presented import Presented
+from obol.x402.witness import PaidAlready
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ async def _ask_facilitator(till: Till, call: Call, payment: Verified | Undecided
         return Checked(payment, is_fresh=True)
     if await _is_known(till, payment):
         return Checked(payment, is_fresh=False)
+    if isinstance(outcome, PaidAlready) and isinstance(payment, Verified):
+        return Checked(payment, is_fresh=True)
     ports.log.info("payment_refused", request=call.id, offer=live.offer.name, reason=outcome.reason)
     return _invalid(Refused(outcome.reason))  # its message is a peer's own words: not for buyers
 

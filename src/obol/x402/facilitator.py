@@ -51,6 +51,8 @@ class Settlement:
     """UNKNOWN, and nothing of this ask left us: whatever is unknown was so before."""
     is_proven: bool = False
     """FAILED, and the chain itself says that it never moves: it holds also after an answer that was lost."""
+    age_s: int = 0
+    """SETTLED, and the chain has shown it for so long: what is older than a sale has paid for something else."""
 
 
 class Facilitator(Protocol):
