@@ -8,8 +8,9 @@ import pytest
 
 from obol.adapters.chain_evm import EvmChain
 from obol.adapters.clock import SystemClock
-from obol.adapters.contracts.batcher import load_batcher
-from obol.adapters.evm_batching import BatchingSender
+from obol.adapters.contracts.batcher import BatchedCall, load_batcher, run_data, run_gas_limit
+from obol.adapters.evm_batching import BatchingSender, _fit
+from obol.adapters.evm_calls import Call
 from obol.adapters.evm_sender import Sender
 from obol.adapters.evm_signing import LocalTransactionSigner
 from obol.adapters.facilitator_evm import EvmFacilitator, Served
@@ -147,6 +148,20 @@ async def test_without_the_factory_it_cannot_be_deployed(anvil: Anvil, fake: Fak
         await BatchingSender.open(chain, sender, log, batch_max=5, batch_wait_s=0.1)
     await sender.close()
     await chain.close()
+
+
+def test_a_full_batch_fits_a_transaction() -> None:
+    """Signatures of wallets may be long."""
+    for size_bytes in (65, 1000, 4094):
+        call = Call(("k",), USDC.address, bytes(292 + size_bytes), 300_000)
+        calls: list[Call] = []
+        while _fit([*calls, call]):
+            calls.append(call)
+        batched = [BatchedCall(one.to, one.data, one.gas_limit) for one in calls]
+        data = run_data(batched)
+        assert len(calls) > 10
+        assert run_gas_limit(batched, data) <= 2**24
+        assert len(data) <= 120 * 1024
 
 
 def _balance_slot(address: str) -> str:

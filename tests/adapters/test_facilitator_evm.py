@@ -191,6 +191,9 @@ class TestSettling:
         refused = await facilitator.settle(pay(WANTED, poor), WANTED)
         assert (refused.outcome, refused.reason) == (SettleOutcome.FAILED, Reason.FAILURE_BUDGET)
         assert fake.asked["eth_sendRawTransaction"] == sent
+        verified = await facilitator.verify(pay(WANTED, poor), WANTED)
+        assert isinstance(verified, Refused)
+        assert verified.reason == Reason.FAILURE_BUDGET
         fake.behaviours = {}
         assert isinstance(await facilitator.verify(pay(WANTED), WANTED), Accepted)  # others are
 

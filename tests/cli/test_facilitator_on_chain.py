@@ -15,7 +15,9 @@ from eth_account import Account
 
 from obol.adapters.facilitator_http import HttpFacilitator
 from obol.adapters.signer_local import LocalSigner
-from obol.x402.facilitator import Accepted, SettleOutcome
+from obol.errors import FacilitatorUnavailableError
+from obol.x402.facilitator import Accepted, Refused, SettleOutcome
+from obol.x402.reasons import Reason
 from tests.adapters.payments import PRICE_ATOMIC, SELLER, USDC, account, pay, requirements
 from tests.evm.anvil import Anvil
 
@@ -130,6 +132,49 @@ async def test_a_settlement_survives_kill_9(funded: Anvil, key_file: Path, tmp_p
     assert len(await funded.transfers(SELLER)) == 1
 
 
+async def test_it_works_for_the_sellers_that_are_named(funded: Anvil, key_file: Path, tmp_path: Path) -> None:
+    given = ("--rpc", funded.url, "--key-file", key_file, "--data-dir", tmp_path, "--pay-to")
+    async with running(*given, account(8).address, "--pay-to", SELLER) as facts:
+        await settled_at(facts["address"])
+    async with running(*given, account(8).address) as facts:
+        client = HttpFacilitator(facts["address"])
+        paid = pay(WANTED)
+        verified, settled = await client.verify(paid, WANTED), await client.settle(paid, WANTED)
+        await client.close()
+    assert isinstance(verified, Refused)
+    assert (settled.outcome, settled.reason) == (SettleOutcome.FAILED, Reason.INVALID_REQUIREMENTS)
+    assert len(await funded.transfers(SELLER)) == 1
+
+
+async def test_without_money_for_gas_nothing_is_accepted_and_the_log_says_what_to_fund(
+    anvil: Anvil, key_file: Path, tmp_path: Path
+) -> None:
+    """A seller that was told "valid" would serve, and nobody could settle."""
+    await anvil.mint(BUYER.address, PRICE_ATOMIC)
+    process = await start("--listen", "127.0.0.1:0", "--rpc", anvil.url, "--key-file", key_file, "--data-dir", tmp_path)
+    assert process.stdout is not None
+    client = HttpFacilitator(json.loads(await process.stdout.readline())["address"])
+    with pytest.raises(FacilitatorUnavailableError):
+        await client.verify(pay(WANTED), WANTED)
+    await client.close()
+    process.send_signal(signal.SIGTERM)
+    _, said = await process.communicate()
+    assert f"{LocalSigner(GAS_KEY).address} has 0 wei on base-sepolia" in said.decode()
+
+
+async def test_a_batcher_that_cannot_be_deployed_for_want_of_gas_money(
+    anvil: Anvil, key_file: Path, tmp_path: Path
+) -> None:
+    said = await refused("--rpc", anvil.url, "--key-file", key_file, "--data-dir", tmp_path, "--batch-max", "5")
+    assert f"{LocalSigner(GAS_KEY).address} has 0 wei" in " ".join(said.split())
+
+
+async def test_the_devnet_does_not_mind_nodes_in_the_environment(tmp_path: Path) -> None:
+    environment = {"OBOL_RPC": "https://rpc.example"}
+    async with running("--devnet", "--data-dir", tmp_path, environment=environment) as facts:
+        assert "devnet" in facts["ledger"]
+
+
 async def test_a_keystore_and_its_password(funded: Anvil, tmp_path: Path) -> None:
     path = tmp_path / "store.json"
     path.write_text(json.dumps(Account.encrypt(GAS_KEY, "open", kdf="pbkdf2", iterations=10)))
@@ -162,6 +207,9 @@ async def test_a_signer_elsewhere(funded: Anvil, tmp_path: Path) -> None:
         (("--rpc", "RPC", "--rpc", "RPC", "--key-file", "KEY"), "two are of base-sepolia"),
         (("--rpc", "http://rpc.example", "--key-file", "KEY"), "--rpc: must be https"),
         (("--rpc", "RPC", "--keystore-password-env", "X"), "--keystore-password-env: means nothing"),
+        (("--rpc", "RPC", "--key-file", "KEY", "--pay-to", "me"), "--pay-to: 'me' is not an address"),
+        (("--rpc", "RPC", "--keystore", "/nowhere"), "'/nowhere' does not exist"),
+        (("--rpc", "RPC", "--keystore", "KEY", "--key-file", "KEY"), "--key-file: say who pays the gas"),
     ],
 )
 async def test_what_is_missing_or_contradicts_is_named(

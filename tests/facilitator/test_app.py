@@ -323,14 +323,14 @@ async def scripted(ending: Exception | Settlement, logged: list[dict[str, object
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (FacilitatorUnavailableError("down"), 503),
-        (LedgerUnavailableError("full"), 503),
-        (PeerProtocolError("nonsense"), 502),
+        (FacilitatorUnavailableError("the node says secret detail"), 503),
+        (LedgerUnavailableError("secret detail"), 503),
+        (PeerProtocolError("secret detail"), 502),
         (IllegalTransitionError("secret detail"), 500),
         (RuntimeError("secret detail"), 500),
     ],
 )
-async def test_an_error_has_its_status_and_a_bug_no_details(
+async def test_an_error_has_its_status_and_no_details(
     http: aiohttp.ClientSession, error: Exception, status: int
 ) -> None:
     logged: list[dict[str, object]] = []

@@ -25,3 +25,27 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(told.REMEMBERED + 10):
         heard.may_hear(str(number), "")
     assert len(heard._askers) == told.REMEMBERED
+
+
+def test_the_first_to_ask_by_name_is_the_one_to_be_told() -> None:
+    heard = Told()
+    heard.asks("payment", "seller")
+    heard.asks("payment", "observer")
+    assert not heard.may_hear("payment", "")
+    assert not heard.may_hear("payment", "observer")
+    assert heard.may_hear("payment", "seller")
+
+
+def test_who_asked_and_was_refused_keeps_nobody_from_being_told() -> None:
+    heard = Told()
+    assert heard.asks("payment", "stranger")
+    assert not heard.asks("payment", "seller")
+    assert not heard.asks("payment", "stranger")  # whoever asks by that name now did not make it the one to be told
+    heard.forget("payment")
+    assert heard.may_hear("payment", "seller")
+
+
+def test_who_asks_without_a_name_owns_nothing() -> None:
+    heard = Told()
+    assert not heard.asks("payment", "")
+    assert heard.may_hear("payment", "seller")

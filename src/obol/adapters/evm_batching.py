@@ -1,17 +1,27 @@
 """Several payments in one transaction: what arrives within a short wait is sent together, by the batcher contract.
 
-A batch is simulated before it is sent. What would fail in it is taken out and sent alone, where it gets its own
-answer; one that would not run at all is not sent. Nobody's failure takes the others with it.
+A batch is simulated before it is sent. What would fail in company, though it passed alone, is not sent now: who asks
+again is told why, or is in another batch. Nobody's failure takes the others with it, and no batch is larger than a
+transaction may be.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 import structlog
 
 from obol.adapters.chain_evm import EvmChain, RevertedError
-from obol.adapters.contracts.batcher import FACTORY, BatchedCall, Batcher, load_batcher, run_data, run_gas_limit
+from obol.adapters.contracts.batcher import (
+    FACTORY,
+    BatchedCall,
+    Batcher,
+    batch_share,
+    load_batcher,
+    run_data,
+    run_gas_limit,
+)
 from obol.adapters.evm_abi import AbiError, decode_uint
 from obol.adapters.evm_calls import Call, Mined, NotSent, Sent
 from obol.adapters.evm_sender import Sender
@@ -19,11 +29,18 @@ from obol.errors import ChainUnavailableError
 
 BATCH_MAX = 64
 """More is not worth it: from 20 on a payment costs the same gas, and a block has an end."""
-_BATCH_GAS = 14_000_000
-"""Gas limits of one batch, added up: with what goes on top it is under the 2^24 of a transaction (EIP-7825)."""
+_BATCH_GAS = 16_000_000
+"""A transaction may have 2^24 (EIP-7825)."""
+_BATCH_BYTES = 96 * 1024
+"""Nodes take transactions of 128 KiB."""
 _DEPLOY_KEY = "batcher"
 _DEPLOY_GAS = 500_000
 _DEPLOY_WAIT_S = 60.0
+
+
+async def is_batcher_there(chain: EvmChain) -> bool:
+    """Whether somebody has deployed the contract. Raises `ChainUnavailableError`."""
+    return bool(await chain.code(load_batcher().address))
 
 
 async def deploy_batcher(chain: EvmChain, sender: Sender, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -97,7 +114,7 @@ class BatchingSender:
         """See `Sender`. `wait_s` counts from when its batch is sent."""
         if call.is_alone:
             return await self._sender.run(call, wait_s=wait_s)
-        if sum(one.call.gas_limit for one in self._waiting) + call.gas_limit > _BATCH_GAS:
+        if not _fit([*(one.call for one in self._waiting), call]):
             self._flush()
         waiting = _Waiting(call, wait_s)
         self._waiting.append(waiting)
@@ -140,6 +157,9 @@ class BatchingSender:
         except ChainUnavailableError as error:
             _fail(batch, error)
             return
+        for waiting in batch:
+            if waiting not in together and waiting not in alone:
+                waiting.done.set_result(NotSent("fails_in_company", "it would fail beside others that were sent"))
         async with asyncio.TaskGroup() as tasks:
             for waiting in alone:
                 tasks.create_task(self._resolve([waiting], waiting.call))
@@ -147,18 +167,18 @@ class BatchingSender:
                 tasks.create_task(self._resolve(together, self._joined(together)))
 
     async def _sort(self, batch: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-        """What succeeds in company, and the rest."""
+        """What succeeds in company, and what has none; the rest is not sent."""
         if len(batch) == 1:
             return [], batch
         call = self._joined(batch)
         try:
-            succeeded = decode_uint(await self._chain.call(call.to, call.data, sender=self.address))
+            returned = await self._chain.call(call.to, call.data, sender=self.address, gas=call.gas_limit)
+            succeeded = decode_uint(returned)
         except (RevertedError, AbiError) as error:
             self._log.error("batch_refused", calls=len(batch), error=str(error))
             return [], batch
         together = [waiting for place, waiting in enumerate(batch) if succeeded >> place & 1]
-        alone = [waiting for place, waiting in enumerate(batch) if not succeeded >> place & 1]
-        return (together, alone) if len(together) > 1 else ([], batch)
+        return (together, []) if len(together) > 1 else ([], together)
 
     async def _resolve(self, batch: list[_Waiting], call: Call) -> None:
         """Send one transaction, and tell everybody whom it is for."""
@@ -172,10 +192,20 @@ class BatchingSender:
                 waiting.done.set_result(sent)
 
     def _joined(self, batch: list[_Waiting]) -> Call:
-        calls = [BatchedCall(one.call.to, one.call.data, one.call.gas_limit) for one in batch]
+        calls = [_batched(one.call) for one in batch]
         keys = tuple(key for one in batch for key in one.call.keys)
         data = run_data(calls)
         return Call(keys, self._batcher.address, data, run_gas_limit(calls, data))
+
+
+def _batched(call: Call) -> BatchedCall:
+    return BatchedCall(call.to, call.data, call.gas_limit)
+
+
+def _fit(calls: Sequence[Call]) -> bool:
+    """Whether one transaction may run them all."""
+    shares = [batch_share(_batched(call)) for call in calls]
+    return sum(gas for gas, _ in shares) <= _BATCH_GAS and sum(size for _, size in shares) <= _BATCH_BYTES
 
 
 def _fail(batch: list[_Waiting], error: Exception) -> None:

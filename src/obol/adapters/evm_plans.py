@@ -1,4 +1,4 @@
-"""How one payment is put to a chain: whom to call with what, and whether it would succeed now.
+"""How one payment is put to a chain: who signed it, whom to call with what, and whether it would succeed now.
 
 An ordinary payment is one call. That of a wallet which is still to be deployed is two in one transaction, by the
 batcher: the wallet's factory, then the transfer. Sources: EIP-1271, ERC-6492, x402 `exact` scheme on EVM.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from obol.adapters.chain_evm import EvmChain, RevertedError
 from obol.adapters.contracts.batcher import BatchedCall, load_batcher, run_data, run_gas_limit
-from obol.adapters.evm_abi import decode_uint
+from obol.adapters.evm_abi import call_data, decode_uint
 from obol.adapters.evm_transfers import refusal_of, transfer_call
 from obol.adapters.evm_wallets import Undeployed, unwrap
 from obol.core.networks import TransferMethod
@@ -26,6 +26,9 @@ WALLET_GAS = 150_000
 """For a contract wallet's own check of its signature, on top."""
 DEPLOY_GAS = 1_000_000
 """For a wallet's factory."""
+_IS_VALID = "isValidSignature(bytes32,bytes)"
+_VALID = bytes.fromhex("1626ba7e") + bytes(28)
+"""EIP-1271."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +57,37 @@ class Planner:
         self._factories = frozenset(factories)
 
     async def plan(self, order: TransferOrder) -> Plan | Refused:
-        """How to settle a payment. Raises `ChainUnavailableError`."""
+        """How to settle a payment that its payer signed; only for a wallet that is still to be deployed it is not known
+        whether it did. Raises `ChainUnavailableError`."""
         if _is_signed_by_payer(order):
             return Plan(order, *transfer_call(order), GAS_LIMIT)
         undeployed = unwrap(order.signature)
+        inner = order if undeployed is None else replace(order, signature=undeployed.signature)
+        if undeployed is not None and _is_signed_by_payer(inner):  # an ordinary account needs nothing deployed
+            return Plan(inner, *transfer_call(inner), GAS_LIMIT)
         is_there = bool(await self._chain.code(order.authorization.payer))
         if undeployed is not None and not is_there:
-            return self._deploying(order, undeployed)
+            return self._deploying(inner, undeployed)
         if not is_there:
             text = "not signed by the payer, which is no contract wallet either"
             return Refused(REASONS[order.authorization.method].signature, text)
-        if undeployed is not None:
-            order = replace(order, signature=undeployed.signature)
-        return Plan(order, *transfer_call(order), GAS_LIMIT + WALLET_GAS)
+        refused = await self._refused_by_wallet(inner)
+        return refused or Plan(inner, *transfer_call(inner, by_wallet=True), GAS_LIMIT + WALLET_GAS)
 
-    async def simulate(self, plan: Plan, *, sender: str) -> Refused | None:
-        """Why it would fail now, or None. Raises `ChainUnavailableError`."""
+    async def tried(self, plan: Plan, *, sender: str) -> Plan | Refused:
+        """The plan as it would succeed now, or why it would not. Raises `ChainUnavailableError`."""
+        refused = await self._simulated(plan, sender=sender)
+        if refused is None:
+            return plan
+        if plan.gas_limit > GAS_LIMIT or not await self._chain.code(plan.order.authorization.payer):
+            return refused
+        plan = replace(plan, gas_limit=GAS_LIMIT + WALLET_GAS)  # an account that has both a key and code (EIP-7702)
+        return await self._simulated(plan, sender=sender) or plan
+
+    async def _simulated(self, plan: Plan, *, sender: str) -> Refused | None:
+        """Why it would fail now with the gas that it is given, or None."""
         try:
-            returned = await self._chain.call(plan.to, plan.data, sender=sender)
+            returned = await self._chain.call(plan.to, plan.data, sender=sender, gas=plan.gas_limit)
         except RevertedError as reverted:
             return await self._why(plan, reverted)
         if not plan.deploys:
@@ -83,11 +99,24 @@ class Planner:
             return Refused(Reason.SIMULATION_FAILED, "the token refuses the transfer of the deployed wallet")
         return None
 
+    async def _refused_by_wallet(self, order: TransferOrder) -> Refused | None:
+        """Why the wallet does not hold its signature for its own, or None."""
+        spender = order.asset.address if order.authorization.permit is None else PERMIT2_ADDRESS
+        data = call_data(_IS_VALID, _digest(order), order.signature)
+        try:
+            said = await self._chain.call(order.authorization.payer, data, sender=spender, gas=GAS_LIMIT + WALLET_GAS)
+        except RevertedError:
+            said = b""
+        if said[:32] == _VALID:
+            return None
+        return Refused(
+            REASONS[order.authorization.method].signature, "the payer's wallet does not accept the signature"
+        )
+
     def _deploying(self, order: TransferOrder, undeployed: Undeployed) -> Plan | Refused:
         if undeployed.factory not in self._factories:
             return Refused(Reason.FACTORY_NOT_ALLOWED, "the factory of that wallet is not one that is called here")
-        order = replace(order, signature=undeployed.signature)
-        to, data = transfer_call(order)
+        to, data = transfer_call(order, by_wallet=True)
         calls = [
             BatchedCall(undeployed.factory, undeployed.data, DEPLOY_GAS),
             BatchedCall(to, data, GAS_LIMIT + WALLET_GAS),
@@ -111,5 +140,8 @@ class Planner:
 
 def _is_signed_by_payer(order: TransferOrder) -> bool:
     """Whether the payer's key signed. A contract wallet's own check is part of the simulation."""
-    digest = authorization_digest(signing_domain(order.asset), order.authorization)
-    return recover(digest, order.signature) == order.authorization.payer
+    return recover(_digest(order), order.signature) == order.authorization.payer
+
+
+def _digest(order: TransferOrder) -> bytes:
+    return authorization_digest(signing_domain(order.asset), order.authorization)

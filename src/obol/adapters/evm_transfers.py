@@ -46,11 +46,11 @@ _ERRORS: Mapping[bytes, Reason] = MappingProxyType(
 """The same of Permit2 and its proxy, which revert with errors of their own."""
 
 
-def transfer_call(order: TransferOrder) -> tuple[str, bytes]:
-    """Whom to call, and with what."""
+def transfer_call(order: TransferOrder, *, by_wallet: bool = False) -> tuple[str, bytes]:
+    """Whom to call, and with what. What a wallet signed is handed over as it is: only the wallet can read it."""
     if order.asset.transfer_method is TransferMethod.PERMIT2:
-        return EXACT_PROXY_ADDRESS, _permit2_data(order)
-    return order.asset.address, _eip3009_data(order)
+        return EXACT_PROXY_ADDRESS, _permit2_data(order, by_wallet=by_wallet)
+    return order.asset.address, _eip3009_data(order, by_wallet=by_wallet)
 
 
 def refusal_of(reverted: RevertedError, method: TransferMethod) -> Refused:
@@ -66,8 +66,8 @@ def refusal_of(reverted: RevertedError, method: TransferMethod) -> Refused:
     return Refused(Reason.SIMULATION_FAILED, reverted.text or "the contract refuses, and does not say why")
 
 
-def _eip3009_data(order: TransferOrder) -> bytes:
-    """By (v, r, s) for an ordinary signature, else by its bytes."""
+def _eip3009_data(order: TransferOrder, *, by_wallet: bool) -> bytes:
+    """By (v, r, s) for the signature of a key, else by its bytes."""
     authorization, signature = order.authorization, order.signature
     words = (
         authorization.payer,
@@ -77,13 +77,14 @@ def _eip3009_data(order: TransferOrder) -> bytes:
         authorization.valid_before_s,
         bytes.fromhex(authorization.nonce[2:]),
     )
-    if len(signature) != 65:
+    if by_wallet:
         return call_data(_BY_BYTES, *words, signature)
     return call_data(_BY_PARTS, *words, _v(signature), signature[:32], signature[32:64])
 
 
-def _permit2_data(order: TransferOrder) -> bytes:
-    permit = _permit(order.authorization, order.asset.address, order.signature)
+def _permit2_data(order: TransferOrder, *, by_wallet: bool) -> bytes:
+    signature = order.signature if by_wallet else order.signature[:64] + bytes((_v(order.signature),))
+    permit = _permit(order.authorization, order.asset.address, signature)
     approval = order.token_permit
     if approval is None:
         return call_data(SETTLE, *permit)
@@ -95,8 +96,6 @@ def _permit2_data(order: TransferOrder) -> bytes:
 def _permit(authorization: Authorization, token: str, signature: bytes) -> tuple[Value, ...]:
     permitted = (token, authorization.value_atomic)
     terms = (permitted, int(authorization.nonce, 16), authorization.valid_before_s)
-    if len(signature) == 65:
-        signature = signature[:64] + bytes((_v(signature),))
     return terms, authorization.payer, (authorization.to, authorization.valid_after_s), signature
 
 

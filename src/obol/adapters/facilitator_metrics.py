@@ -1,5 +1,6 @@
 """Prometheus metrics of a facilitator; the only place that knows their names."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from obol.errors import ChainUnavailableError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+GAS_READ_S = 2.0
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -66,11 +68,16 @@ class FacilitatorMetrics:
         self._settle_s.observe(seconds)
 
     async def render(self) -> bytes:
-        """The Prometheus text format. A gas account that cannot be read now is left out."""
-        for network, gas_wei in self._gas_of.items():
-            try:
-                self._gas_wei.labels(network).set(await gas_wei())
-            except ChainUnavailableError:
-                with contextlib.suppress(KeyError):
-                    self._gas_wei.remove(network)
+        """The Prometheus text format. A gas account that cannot be read at once is left out: a scrape has a timeout."""
+        async with asyncio.TaskGroup() as tasks:
+            for network, gas_wei in self._gas_of.items():
+                tasks.create_task(self._read_gas(network, gas_wei))
         return generate_latest(self._registry)
+
+    async def _read_gas(self, network: str, gas_wei: Callable[[], Awaitable[int]]) -> None:
+        try:
+            async with asyncio.timeout(GAS_READ_S):
+                self._gas_wei.labels(network).set(await gas_wei())
+        except (ChainUnavailableError, TimeoutError):
+            with contextlib.suppress(KeyError):
+                self._gas_wei.remove(network)

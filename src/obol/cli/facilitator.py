@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from obol.cli import output
 from obol.facilitator.settings import DEFAULT_LISTEN, FacilitatorSettings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from obol.x402.facilitator import Facilitator
 
 _GWEI = 10**9
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.group()
@@ -35,14 +37,28 @@ def facilitator() -> None:
     multiple=True,
     envvar="OBOL_RPC",
     metavar="URL[,URL…]",
-    help="On the chain of these nodes; repeated: on several chains.",
+    help="On the chain of these nodes (or OBOL_RPC); repeated: on several chains.",
 )
-@click.option("--key-file", type=click.Path(path_type=Path), help="The key that pays the gas: 64 hex digits.")
-@click.option("--keystore", type=click.Path(path_type=Path), help="The same, as an encrypted keystore file.")
+@click.option("--key-file", type=_FILE, help="The key that pays the gas: 64 hex digits.")
+@click.option("--keystore", type=_FILE, help="The same, as an encrypted keystore file.")
 @click.option("--keystore-password-env", metavar="NAME", help="Variable with its password; else it is asked.")
 @click.option("--signer-url", metavar="URL", help="A signer that has the key: JSON-RPC eth_signTransaction.")
 @click.option("--signer-address", metavar="0x…", help="The address of the signer's key.")
-@click.option("--max-gas-price", type=click.IntRange(min=1), default=100, show_default=True, metavar="GWEI")
+@click.option(
+    "--pay-to",
+    "payees",
+    multiple=True,
+    metavar="0x…",
+    help="Work for this seller only (repeatable); else for whoever can reach it.",
+)
+@click.option(
+    "--max-gas-price",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="GWEI",
+    help="Send nothing while gas costs more.",
+)
 @click.option(
     "--confirmations",
     type=click.IntRange(min=1),
@@ -108,6 +124,7 @@ def run(  # noqa: PLR0913 - the options
     keystore_password_env: str | None,
     signer_url: str | None,
     signer_address: str | None,
+    payees: tuple[str, ...],
     max_gas_price: int,
     confirmations: int,
     batch_max: int,
@@ -128,14 +145,20 @@ def run(  # noqa: PLR0913 - the options
     from obol.errors import SettingsError
     from obol.facilitator.settings import load
 
+    if devnet and click.get_current_context().get_parameter_source("rpcs") is ParameterSource.ENVIRONMENT:
+        rpcs = ()
     if devnet == bool(rpcs):
-        raise click.UsageError("say where the money is, one of --devnet and --rpc URL")
+        raise click.UsageError("say where the money is, one of --devnet and --rpc URL (or OBOL_RPC)")
     settings = load(listen, data_dir or default_data_dir(os.environ), chains)
     if devnet:
         run_async(_serve_devnet(settings, as_json=as_json))
         return
     if chains:
         raise SettingsError("--chain", "is for --devnet: the nodes of --rpc say of which chain they are")
+    if keystore is None and keystore_password_env is not None:
+        raise SettingsError("--keystore-password-env", "means nothing without --keystore")
+    if sum(one is not None for one in (key_file, keystore, signer_url)) != 1:
+        raise SettingsError("--key-file", "say who pays the gas: exactly one of --key-file, --keystore, --signer-url")
     signer = _signer(key_file, _keystore(keystore, keystore_password_env, os.environ), signer_url, signer_address)
     from obol.adapters.evm_sender import SendingLimits
     from obol.facilitator.on_chain import ChainSettings
@@ -148,20 +171,21 @@ def run(  # noqa: PLR0913 - the options
         confirmations=confirmations,
         batch_max=batch_max,
         batch_wait_s=batch_wait_s,
-        factories=frozenset(_address(one) for one in factories),
+        factories=frozenset(_address(one, "--allow-factory") for one in factories),
+        payees=frozenset(_address(one, "--pay-to") for one in payees),
         settle_wait_s=settle_wait_s,
         max_timeout_s=max_timeout_s,
     )
     run_async(_serve_chains(settings, on_chain, signer, as_json=as_json))
 
 
-def _address(text: str) -> str:
+def _address(text: str, field: str) -> str:
     from obol.core.networks import canonical_address
     from obol.errors import SettingsError
 
     address = canonical_address(text)
     if address is None:
-        raise SettingsError("--allow-factory", f"{text!r} is not an address: 0x and 40 hex digits")
+        raise SettingsError(field, f"{text!r} is not an address: 0x and 40 hex digits")
     return address
 
 
@@ -170,8 +194,6 @@ def _keystore(path: Path | None, variable: str | None, environ: "Mapping[str, st
     from obol.errors import SettingsError
 
     if path is None:
-        if variable is not None:
-            raise SettingsError("--keystore-password-env", "means nothing without --keystore")
         return None
     if variable is None:
         return path, str(click.prompt(f"Password of {path}", hide_input=True, err=True))
@@ -183,11 +205,9 @@ def _keystore(path: Path | None, variable: str | None, environ: "Mapping[str, st
 def _signer(
     key_file: Path | None, keystore: tuple[Path, str] | None, signer_url: str | None, signer_address: str | None
 ) -> "TransactionSigner":
-    """Exactly one of the three. Raises `SettingsError`."""
+    """By the one of them that is given. Raises `SettingsError`."""
     from obol.errors import SettingsError
 
-    if sum(one is not None for one in (key_file, keystore, signer_url)) != 1:
-        raise SettingsError("--key-file", "say who pays the gas: exactly one of --key-file, --keystore, --signer-url")
     if (signer_url is None) != (signer_address is None):
         raise SettingsError("--signer-address", "belongs to --signer-url: give both")
     try:

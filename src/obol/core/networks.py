@@ -23,11 +23,12 @@ class TransferMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """An EVM chain. `name` is the x402 v1 name; `caip2` the v2 identifier."""
+    """An EVM chain. `name` is the x402 v1 name, `caip2` the v2 identifier, `block_time_s` about what a block takes."""
 
     name: str
     chain_id: int
     aliases: tuple[str, ...] = ()
+    block_time_s: float = 2.0
 
     @property
     def caip2(self) -> str:
@@ -97,13 +98,13 @@ def _usdc(network: Network, address: str, name: str = "USD Coin", version: str =
 
 BASE = Network("base", 8453, ("base-mainnet",))
 BASE_SEPOLIA = Network("base-sepolia", 84532)
-ETHEREUM = Network("ethereum", 1, ("ethereum-mainnet", "mainnet"))
+ETHEREUM = Network("ethereum", 1, ("ethereum-mainnet", "mainnet"), block_time_s=12.0)
 POLYGON = Network("polygon", 137, ("polygon-mainnet",))
 POLYGON_AMOY = Network("polygon-amoy", 80002)
 AVALANCHE = Network("avalanche", 43114, ("avalanche-mainnet",))
 AVALANCHE_FUJI = Network("avalanche-fuji", 43113)
-ARBITRUM_ONE = Network("arbitrum-one", 42161, ("arbitrum",))
-ARBITRUM_SEPOLIA = Network("arbitrum-sepolia", 421614)
+ARBITRUM_ONE = Network("arbitrum-one", 42161, ("arbitrum",), block_time_s=0.25)
+ARBITRUM_SEPOLIA = Network("arbitrum-sepolia", 421614, block_time_s=0.25)
 
 DEFAULT_CATALOGUE = Catalogue(
     networks=(

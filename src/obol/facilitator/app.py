@@ -41,6 +41,7 @@ STATUSES: dict[type[ObolError], int] = {
 }
 """Errors that have an answer of their own here; any other is a bug: 500."""
 
+_UNABLE = "this facilitator cannot find it out now: ask again later"
 _REFUSALS = {
     404: ("not_found", "nothing is served at this address"),
     405: ("method_not_allowed", "this address takes another method, see Allow"),
@@ -100,26 +101,30 @@ class _Endpoints:
             refused = asked.refused
             return _json(settle_answer(asked, Settlement(SettleOutcome.FAILED, "", refused.reason, refused.message)))
         body = asked.request
+        payment, asker = _payment(asked), request.headers.get(IDEMPOTENCY_KEY, "")[:_KEY_LIMIT]
+        is_first = self._told.asks(payment, asker)
         began_s = _monotonic_s()
         done = await self._facilitator.settle(body.payment_payload, body.payment_requirements)
         self._metrics.settled(self._label(asked.network), done.outcome.value, seconds=_monotonic_s() - began_s)
-        if done.outcome is SettleOutcome.SETTLED and not self._may_hear(request, asked):
+        if is_first and (done.outcome is SettleOutcome.FAILED or done.is_unsent):
+            self._told.forget(payment)
+        is_gone = request.transport is None or request.transport.is_closing()  # it hears nothing, and may ask again
+        if done.outcome is SettleOutcome.SETTLED and not is_gone and not self._told.may_hear(payment, asker):
             done = Settlement(SettleOutcome.FAILED, "", Reason.DUPLICATE, "told to another asker: serve it only once")
         self._log.info(
             "settled" if done.outcome is SettleOutcome.SETTLED else "not_settled",
             network=asked.network,
+            payer=body.payment_payload.payer,
+            pay_to=body.payment_requirements.pay_to,
+            amount_atomic=body.payment_requirements.amount,
             outcome=done.outcome.value,
             reason=str(done.reason),
+            message=done.message,
             transaction=done.transaction,
         )
         if done.outcome is SettleOutcome.UNKNOWN:  # a 200 would have to say success or not; nobody can
             return _problem(502, str(done.reason), "the outcome is not known: ask again with the same payload")
         return _json(settle_answer(asked, done))
-
-    def _may_hear(self, request: web.Request, asked: Asked) -> bool:
-        signed, wanted = asked.request.payment_payload.payload.signed, asked.request.payment_requirements
-        payment = f"{wanted.network}/{wanted.asset}/{signed.from_}/{signed.nonce}".lower()
-        return self._told.may_hear(payment, request.headers.get(IDEMPOTENCY_KEY, "")[:_KEY_LIMIT])
 
     async def supported(self, _: web.Request) -> web.Response:
         return _json(msgspec.json.encode(await self._facilitator.supported()))
@@ -134,6 +139,11 @@ class _Endpoints:
         """A caller's text would be a label of its own each time."""
         known = self._catalogue.find_network(network)
         return "other" if known is None else known.caip2
+
+
+def _payment(asked: Asked) -> str:
+    signed, wanted = asked.request.payment_payload.payload.signed, asked.request.payment_requirements
+    return f"{wanted.network}/{wanted.asset}/{signed.from_}/{signed.nonce}".lower()
 
 
 def _monotonic_s() -> float:
@@ -168,8 +178,10 @@ async def _answer(
         if status == 500:
             log.error("bug", path=request.path, exc_info=error)
             return _bug()
-        field = error.param if isinstance(error, MalformedRequestError) else None
-        return _problem(status, error.reason, str(error), field=field)
+        if isinstance(error, MalformedRequestError):
+            return _problem(status, error.reason, str(error), field=error.param)
+        log.warning("not_answered", path=request.path, reason=error.reason, error=str(error))
+        return _problem(status, error.reason, _UNABLE)  # why is the operator's: it may be in the words of a node
     except Exception as bug:  # the HTTP edge
         log.error("bug", path=request.path, exc_info=bug)
         return _bug()

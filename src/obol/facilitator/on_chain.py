@@ -7,10 +7,11 @@ from pathlib import Path
 import structlog
 
 from obol.adapters.chain_evm import EvmChain
-from obol.adapters.evm_batching import BatchingSender, deploy_batcher
+from obol.adapters.evm_batching import BatchingSender, deploy_batcher, is_batcher_there
 from obol.adapters.evm_sender import DEFAULT_LIMITS, Sender, SendingLimits
 from obol.adapters.evm_signing import TransactionSigner
 from obol.adapters.facilitator_evm import EvmFacilitator, Served
+from obol.adapters.gas_account import GasAccount
 from obol.adapters.rpc_http import JsonRpc
 from obol.adapters.token_check import is_token_there
 from obol.core.clock import Clock
@@ -19,6 +20,7 @@ from obol.errors import SettingsError
 from obol.x402.permit2 import EXACT_PROXY_ADDRESS, PERMIT2_ADDRESS
 
 RPC = "--rpc"
+BATCH_MAX = "--batch-max"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,13 @@ class ChainSettings:
     """How long `/settle` waits for a block before it answers `settlement_pending`."""
     max_timeout_s: int = 86_400
     """Requirements with a longer `maxTimeoutSeconds` are refused."""
+    payees: frozenset[str] = frozenset()
+    """The sellers it works for, in lower case. None: anybody."""
+
+    @property
+    def needs_batcher(self) -> bool:
+        """Whether several calls may go in one transaction."""
+        return self.batch_max > 1 or bool(self.factories)
 
 
 async def open_on_chain(
@@ -66,22 +75,29 @@ async def open_on_chain(
             journal = settings.data_dir / f"facilitator-{chain.network.chain_id}-{signer.address.lower()}.sqlite3"
             sender = await Sender.open(chain, signer, journal, clock, log, limits=settings.limits)
             undo.push_async_callback(sender.close)
-            if settings.factories:
+            gas = GasAccount(chain, signer.address, clock, log)
+            shortage = await gas.shortage()
+            if settings.needs_batcher and shortage and not await is_batcher_there(chain):
+                raise SettingsError(BATCH_MAX, f"the batcher contract is still to be deployed, and {shortage}: fund it")
+            if settings.needs_batcher:
                 await deploy_batcher(chain, sender, log)
-            batching = await _batching(chain, sender, settings, log)
-            served.append(Served(chain, batching, assets, settings.factories))
+            served.append(Served(chain, _batching(chain, sender, settings, log), assets, settings.factories, gas))
         undo.pop_all()
-    return EvmFacilitator(served, clock, settle_wait_s=settings.settle_wait_s, max_timeout_s=settings.max_timeout_s)
+    return EvmFacilitator(
+        served,
+        clock,
+        settle_wait_s=settings.settle_wait_s,
+        max_timeout_s=settings.max_timeout_s,
+        payees=settings.payees,
+    )
 
 
-async def _batching(
+def _batching(
     chain: EvmChain, sender: Sender, settings: ChainSettings, log: structlog.typing.FilteringBoundLogger
 ) -> Sender | BatchingSender:
     if settings.batch_max == 1:
         return sender
-    return await BatchingSender.open(
-        chain, sender, log, batch_max=settings.batch_max, batch_wait_s=settings.batch_wait_s
-    )
+    return BatchingSender(chain, sender, log, batch_max=settings.batch_max, batch_wait_s=settings.batch_wait_s)
 
 
 async def _open_chain(rpc: JsonRpc, settings: ChainSettings, undo: AsyncExitStack) -> EvmChain:

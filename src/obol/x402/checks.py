@@ -73,12 +73,15 @@ def misfit(authorization: Authorization, asset: Asset, *, pay_to: str, amount_at
     return None
 
 
-def outside_window(authorization: Authorization, now_s: float) -> Refused | None:
-    """Why an authorization cannot be settled now, as far as its window says, or None. `now_s` in Unix seconds."""
+def outside_window(authorization: Authorization, now_s: float, *, margin_s: float = SETTLE_MARGIN_S) -> Refused | None:
+    """Why an authorization cannot be settled now, as far as its window says, or None.
+
+    `now_s` in Unix seconds; `margin_s`: what must be left of the window.
+    """
     reasons = REASONS[authorization.method]
     if authorization.valid_after_s > now_s:
         return Refused(reasons.valid_after, "the authorization is not valid yet")
-    if authorization.valid_before_s < now_s + SETTLE_MARGIN_S:
+    if authorization.valid_before_s < now_s + margin_s:
         return Refused(reasons.valid_before, "the authorization has expired or is about to")
     return None
 

@@ -42,6 +42,8 @@ def read_order(
     except MalformedPaymentError as error:
         return Refused(Reason.INVALID_PAYLOAD, str(error))
     pay_to, amount_atomic = canonical_address(requirements.pay_to) or "", parse_atomic(requirements.amount)
+    if amount_atomic == 0:
+        return Refused(Reason.INVALID_REQUIREMENTS, "nothing is moved for an amount of 0")
     refused = misfit(authorization, asset, pay_to=pay_to, amount_atomic=amount_atomic)
     if refused is not None:
         return refused

@@ -26,6 +26,8 @@ _GAS_PER_BYTE = 40
 """What a byte of call data costs at most."""
 _GAS_PER_CALL = 20_000
 """Twice what the contract keeps back for itself at each call."""
+_BYTES_PER_CALL = 192
+"""Offset, target, gas limit, where its data is, how long that is, and what fills its last word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,12 @@ def run_gas_limit(calls: Sequence[BatchedCall], data: bytes) -> int:
     # A call is given at most 63/64 of what is left: its gas limit is there only if a bit more is.
     inside = sum(call.gas_limit + call.gas_limit // 63 + _GAS_PER_CALL for call in calls)
     return _BASE_GAS + _GAS_PER_BYTE * len(data) + inside
+
+
+def batch_share(call: BatchedCall) -> tuple[int, int]:
+    """What a call adds to the transaction that runs it with others: gas, and bytes of call data."""
+    size_bytes = _BYTES_PER_CALL + len(call.data)
+    return call.gas_limit + call.gas_limit // 63 + _GAS_PER_CALL + _GAS_PER_BYTE * size_bytes, size_bytes
 
 
 def read_outcomes(logs: Iterable[Log], address: str, count: int) -> tuple[bool, ...] | None:
