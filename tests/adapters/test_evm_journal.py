@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from obol.adapters.evm_journal import Attempt, CallState, EvmJournal, JournalCall
+from obol.adapters.evm_journal import _STANDING, Attempt, CallState, EvmJournal, JournalCall
 
 TOKEN = "0x036cbd53842c5426634e7929541ec2318f3dcf7e"
 NEVER = 2**40
@@ -143,6 +144,43 @@ async def test_attempts_are_kept_oldest_first_and_each_once(path: Path) -> None:
             await journal.add_attempt(call, attempt)
     async with opened(path) as again:
         assert await again.by_key("a") == replace(call, attempts=(*call.attempts, *later))
+
+
+async def test_what_stands_is_found_without_reading_all_that_was_mined(path: Path) -> None:
+    async with opened(path) as journal:
+        await add(journal, "a", nonce=1)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {_STANDING}", (1,))]
+    assert [step for step in plan if "call_" in step]
+    assert not [step for step in plan if step.startswith("SCAN") and "INDEX" not in step]
+
+
+async def test_a_filler_is_told_from_the_call_itself(path: Path) -> None:
+    filler = replace(an_attempt(), is_filler=True)
+    async with opened(path) as journal:
+        call = await add(journal, "a", nonce=1)
+        await journal.add_attempt(call, filler)
+        await journal.mark(call, CallState.VOID)
+        again = await journal.add((), 1, TOKEN, b"", 21_000, replace(filler, is_filler=False))
+    async with opened(path) as journal:
+        assert await journal.standing(NEVER) == [again]  # the very same transaction is now what the call asks for
+
+
+async def test_the_last_nonces_are_of_what_is_not_void(journal: EvmJournal) -> None:
+    assert await journal.last_nonces() == (-1, -1)
+    for nonce, state in ((5, CallState.MINED), (7, CallState.OPEN), (3, CallState.MINED), (9, CallState.VOID)):
+        await journal.mark(await add(journal, f"key {nonce}", nonce=nonce), state)
+    assert await journal.last_nonces() == (5, 7)
+
+
+async def test_nonces_that_were_given_back_are_known(journal: EvmJournal) -> None:
+    for number, nonce in enumerate((1, 2, 2, 4)):
+        await journal.mark(await add(journal, f"key {number}", nonce=nonce), CallState.VOID)
+    await add(journal, "open", nonce=2)
+    await add(journal, "another", nonce=3)
+    assert await journal.given_back(0) == {1, 2, 4}
+    assert await journal.given_back(2) == {2, 4}
+    assert await journal.given_back(5) == set()
 
 
 async def test_a_mined_call_is_not_open_until_its_block_is_taken_back(path: Path) -> None:

@@ -7,11 +7,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from obol.adapters.evm_journal import JOURNAL_SCHEMA, CallState, EvmJournal
+from obol.adapters.evm_journal import JOURNAL_SCHEMA, Attempt, CallState, EvmJournal
+from obol.adapters.sqlite_file import open_sqlite
 from obol.errors import LedgerUnavailableError, SettingsError
 from tests.adapters.ledger_processes import ROOT
 from tests.adapters.test_evm_journal import NEVER, add, opened
@@ -125,6 +127,21 @@ def test_a_folder_that_cannot_be_used_is_refused_by_the_name_of_the_setting(tmp_
     with pytest.raises(SettingsError, match=r"^--data-dir: the folder cannot be used") as refused:
         asyncio.run(EvmJournal.open(tmp_path / folder / "sender.sqlite3"))
     assert str(tmp_path) not in str(refused.value)
+
+
+async def test_a_journal_of_the_first_version_goes_on(path: Path) -> None:
+    first = replace(JOURNAL_SCHEMA, migrations=JOURNAL_SCHEMA.migrations[:1])
+    with contextlib.closing(open_sqlite(path, first, busy_timeout_s=1)) as database:
+        database.execute("INSERT INTO call VALUES (1, 7, '0xab', x'ff', 100000, 'open', '')")
+        database.execute("INSERT INTO purpose VALUES ('a', 1)")
+        database.execute("INSERT INTO attempt VALUES ('0x01', 1, x'02', '30', '3', 1800000000.5)")
+    async with opened(path) as journal:
+        (call,) = await journal.standing(NEVER)
+        assert call.attempts == (Attempt("0x01", b"\x02", 30, 3, 1_800_000_000.5, is_filler=False),)
+        await journal.add_attempt(call, Attempt("0x02", b"\x03", 40, 4, 1_800_000_001.5, is_filler=True))
+        await add(journal, "b", nonce=8)
+    async with opened(path) as again:
+        assert [attempt.is_filler for attempt in (await again.standing(NEVER))[0].attempts] == [False, True]
 
 
 def _a_text_file(path: Path) -> None:

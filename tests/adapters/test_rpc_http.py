@@ -1,5 +1,7 @@
 """JSON-RPC over a real socket, in front of anvil: failover, and replies that are not to be believed."""
 
+import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from obol.adapters.rpc_http import MAX_REPLY_BYTES, JsonRpc, RpcRefusedError
 from obol.errors import ChainUnavailableError, SettingsError
 from tests.evm.anvil import Anvil
-from tests.fakes.rpc import Behaviour, Drops, Errors, Fails, FakeRpc, Says, Stalls
+from tests.fakes.rpc import Behaviour, Drops, Errors, Fails, FakeRpc, Says, Stalls, Where
 
 BASE_SEPOLIA_ID = 84532
 
@@ -206,3 +208,16 @@ def test_no_url_at_all_is_refused() -> None:
 async def test_closing_twice_is_harmless(rpc: JsonRpc) -> None:
     await rpc.close()
     await rpc.close()
+
+
+async def test_many_that_meet_a_dead_endpoint_at_once_all_find_the_next(rpc: JsonRpc, fake: FakeRpc) -> None:
+    await rpc.chain_id()
+    waiting = itertools.count(1)
+
+    async def late(_: object) -> Drops:
+        await asyncio.sleep(0.03 * next(waiting))
+        return Drops()
+
+    fake.behaviours = {"eth_blockNumber": Where(late)}
+    numbers = await asyncio.gather(*(rpc.call("eth_blockNumber", []) for _ in range(4)))
+    assert len(set(numbers)) == 1

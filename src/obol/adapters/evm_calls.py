@@ -33,7 +33,7 @@ class Unmined:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """Nothing left this machine that could ever be mined. `reason` is a stable code."""
+    """Nothing that left this machine can ever be mined. `reason` is a stable code."""
 
     reason: str
     message: str

@@ -21,6 +21,10 @@ class Fees:
         """What nodes accept for a replacement: 12.5 % more."""
         return Fees(self.max_fee_wei * 9 // 8 + 1, self.priority_fee_wei * 9 // 8 + 1)
 
+    def is_half_above(self, price: "Fees") -> bool:
+        """More than any node's rule asks for to replace what was offered at this price."""
+        return 2 * self.max_fee_wei >= 3 * price.max_fee_wei and 2 * self.priority_fee_wei >= 3 * price.priority_fee_wei
+
 
 class GasPrice:
     """The price on one chain, capped."""
@@ -45,10 +49,13 @@ class GasPrice:
         return Fees(min(2 * base_wei + priority_wei, self.cap_wei), priority_wei)
 
     async def for_replacing(self, fees: Fees) -> Fees | None:
-        """More than was offered before, and what it costs now if that is more still; None above the cap."""
+        """More than was offered before, and what it costs now if that is more still.
+
+        None above the cap, and where the offer is half above the price already: more of it would not help.
+        """
         now, least = await self.now(), fees.raised()
         wanted = least if isinstance(now, NotSent) else now
         max_fee_wei = max(least.max_fee_wei, wanted.max_fee_wei)
-        if max_fee_wei > self.cap_wei:
+        if max_fee_wei > self.cap_wei or (wanted is now and fees.is_half_above(wanted)):
             return None
         return Fees(max_fee_wei, min(max(least.priority_fee_wei, wanted.priority_fee_wei), max_fee_wei))

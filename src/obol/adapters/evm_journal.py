@@ -18,7 +18,7 @@ from obol.adapters.sqlite_file import DATA_DIR, Schema
 from obol.errors import SettingsError
 
 _1_CALLS = (
-    # `state`: open, mined or void. The nonce of a void call was not used by us: its purposes may be sent anew.
+    # `state`: open, mined or void. A void call was never made: its purposes may be sent anew.
     """
     CREATE TABLE call (
         id INTEGER PRIMARY KEY,
@@ -46,11 +46,25 @@ _1_CALLS = (
     """,
     "CREATE INDEX attempt_call ON attempt (call)",
 )
-JOURNAL_SCHEMA = Schema(application_id=0x0B01_4A4E, migrations=(_1_CALLS,))
+_2_FILLERS = (
+    # A filler uses the nonce of a call that no node takes. Where it is mined, the call is void.
+    "ALTER TABLE attempt ADD COLUMN is_filler INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX call_void ON call (nonce) WHERE state = 'void'",
+)
+JOURNAL_SCHEMA = Schema(application_id=0x0B01_4A4E, migrations=(_1_CALLS, _2_FILLERS))
 _CALL = "SELECT id, nonce, to_address, data, gas_limit, state, mined FROM call "
 
 _BY_KEY = _CALL + "WHERE id IN (SELECT call FROM purpose WHERE key = ?) AND state <> 'void'"  # noqa: S608 - constants
-_STANDING = _CALL + "WHERE state = 'open' OR (state = 'mined' AND nonce >= ?) ORDER BY nonce"
+# Two questions, and the second says "not void" once more: so both are answered by an index.
+_OPEN = _CALL + "WHERE state = 'open'"
+_STANDING = f"{_OPEN} UNION ALL {_CALL} WHERE state <> 'void' AND state = 'mined' AND nonce >= ? ORDER BY nonce"
+_ATTEMPTS = (
+    "SELECT transaction_id, raw, max_fee_wei, priority_fee_wei, at_s, is_filler "
+    "FROM attempt WHERE call = ? ORDER BY rowid"
+)
+_LAST = "SELECT nonce FROM call WHERE state <> 'void' ORDER BY nonce DESC LIMIT 1"
+_LAST_MINED = "SELECT nonce FROM call WHERE state <> 'void' AND state = 'mined' ORDER BY nonce DESC LIMIT 1"
+_GIVEN_BACK = "SELECT DISTINCT nonce FROM call WHERE state = 'void' AND nonce >= ?"
 
 
 class CallState(StrEnum):
@@ -63,13 +77,17 @@ class CallState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A signed transaction. Fees in wei per gas, time in Unix seconds."""
+    """A signed transaction. Fees in wei per gas, time in Unix seconds.
+
+    `is_filler`: it does nothing but use the nonce, so that what comes after it can be mined.
+    """
 
     transaction: str
     raw: bytes = field(repr=False)
     max_fee_wei: int
     priority_fee_wei: int
     at_s: float
+    is_filler: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +169,19 @@ class EvmJournal:
 
         return await self._writer.run(operation)
 
+    async def last_nonces(self) -> tuple[int, int]:
+        """The highest that was mined, and the highest that was or may be; -1 where there is none."""
+
+        def operation(db: sqlite3.Connection) -> tuple[int, int]:
+            mined, used = (db.execute(sql).fetchone() for sql in (_LAST_MINED, _LAST))
+            return -1 if mined is None else int(mined[0]), -1 if used is None else int(used[0])
+
+        return await self._writer.run(operation)
+
+    async def given_back(self, first: int) -> set[int]:
+        """The nonces of void calls, from `first` on: ours, and perhaps free."""
+        return await self._writer.run(lambda db: {nonce for (nonce,) in db.execute(_GIVEN_BACK, (first,)).fetchall()})
+
     async def by_key(self, key: str) -> JournalCall | None:
         """The call that was sent for a purpose; None where there is none, or only void ones."""
         return await self._writer.run(lambda db: _by_key(db, key))
@@ -165,12 +196,13 @@ class EvmJournal:
 
 def _add_attempt(db: sqlite3.Connection, call: int, attempt: Attempt) -> None:
     """The very same transaction is signed anew where a refused call is sent again: it is now for this one."""
-    fees = (str(attempt.max_fee_wei), str(attempt.priority_fee_wei))
+    values = (str(attempt.max_fee_wei), str(attempt.priority_fee_wei), attempt.at_s, attempt.is_filler)
     sql = (
-        "INSERT INTO attempt VALUES (?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (transaction_id) DO UPDATE SET call = excluded.call, at_s = excluded.at_s"
+        "INSERT INTO attempt (transaction_id, call, raw, max_fee_wei, priority_fee_wei, at_s, is_filler) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (transaction_id) "
+        "DO UPDATE SET call = excluded.call, at_s = excluded.at_s, is_filler = excluded.is_filler"
     )
-    db.execute(sql, (attempt.transaction, call, attempt.raw, *fees, attempt.at_s))
+    db.execute(sql, (attempt.transaction, call, attempt.raw, *values))
 
 
 def _by_key(db: sqlite3.Connection, key: str) -> JournalCall | None:
@@ -179,10 +211,9 @@ def _by_key(db: sqlite3.Connection, key: str) -> JournalCall | None:
 
 
 def _call(db: sqlite3.Connection, row: tuple[int, int, str, bytes, int, str, str]) -> JournalCall:
-    sql = "SELECT transaction_id, raw, max_fee_wei, priority_fee_wei, at_s FROM attempt WHERE call = ? ORDER BY rowid"
     attempts = tuple(
-        Attempt(transaction, raw, int(max_fee), int(priority), at_s)
-        for transaction, raw, max_fee, priority, at_s in db.execute(sql, (row[0],))
+        Attempt(transaction, raw, int(max_fee), int(priority), at_s, bool(is_filler))
+        for transaction, raw, max_fee, priority, at_s, is_filler in db.execute(_ATTEMPTS, (row[0],))
     )
     number, nonce, to, data, gas_limit, state, mined = row
     return JournalCall(number, nonce, to, data, gas_limit, CallState(state), mined, attempts)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from obol.adapters.evm_refusals import Meaning, meaning_of
 from obol.adapters.facilitator_http import PLAIN_HTTP_HOSTS
 from obol.errors import ChainUnavailableError, ObolError, SettingsError
 
@@ -27,14 +28,13 @@ _LIMIT_EXCEEDED = -32005
 _NODES_CODES = frozenset({429, -32001, -32005, -32007, -32016, -32029, -32601, -32603})
 """Under which nodes say something of themselves: limit exceeded, not allowed, no such method, internal error."""
 _BUSY_CODES = frozenset({429, -32005, -32016, -32603})
-"""Those of them after which a transaction may still be taken."""
+"""Those of them under which a signer says that it is busy."""
 _NODES_STATUSES = frozenset({401, 429})
 _NODES_WORDS = re.compile(
     "rate.?limit|request limit|too many requests|quota|unauthori[sz]ed|forbidden|api key"
     "|not found|unknown block|beyond|future|outofrange"  # it is behind
 )
 _RANGE_WORDS = re.compile("range|results|logs|blocks|response size|query")
-_SENDING_WORDS = re.compile("revert|nonce|fund|underpriced|known")
 _FAILED_WORDS = re.compile(
     "revert|out of gas|outofgas|intrinsic gas|gas required exceeds|evm error|vm execution error|invalid opcode"
 )
@@ -120,8 +120,9 @@ class JsonRpc:
         answered.
         """
         flaws: list[str] = []
+        first = self._preferred  # others may move it meanwhile: each endpoint is to be asked once
         for turn in range(len(self._urls)):
-            endpoint = (self._preferred + turn) % len(self._urls)
+            endpoint = (first + turn) % len(self._urls)
             try:
                 result = await self._ask(endpoint, method, params)
             except _NotAnsweredError as error:
@@ -244,8 +245,11 @@ def _is_about_the_question(method: str, error: _Error, status: int) -> bool:
             if status in _NODES_STATUSES or _NODES_WORDS.search(text):
                 return False
             return code not in _NODES_CODES or _RANGE_WORDS.search(text) is not None
-        case "eth_sendRawTransaction" | "eth_signTransaction":
-            return code not in _BUSY_CODES or _SENDING_WORDS.search(text) is not None
+        case "eth_sendRawTransaction":
+            is_nodes_own = code in _NODES_CODES or status in _NODES_STATUSES
+            return not is_nodes_own or meaning_of(text) is not Meaning.UNCLEAR
+        case "eth_signTransaction":
+            return code not in _BUSY_CODES
     return False
 
 
