@@ -200,6 +200,18 @@ class LedgerContract:
 
         assert changed == replace(sale, delivery=Delivery.STARTED)
 
+    @pytest.mark.parametrize("end", sorted(set(Delivery) - {Delivery.NONE, Delivery.STARTED}))
+    async def test_how_an_answer_ended_is_kept_when_its_beginning_is_recorded_late(
+        self, open_ledger: OpenLedger, end: Delivery
+    ) -> None:
+        ledger = await open_ledger()
+        sale = await claimed_in(ledger, State.SETTLING)
+        await ledger.record(sale.id, [], Change(delivery=end))
+
+        settled = await ledger.record(sale.id, [Event.SETTLED], Change(delivery=Delivery.STARTED))
+
+        assert (settled.state, settled.delivery) == (State.SETTLED, end)
+
     async def test_none_in_a_change_leaves_the_column(self, open_ledger: OpenLedger) -> None:
         ledger = await open_ledger()
         sale = await claimed_in(ledger, State.SETTLING)
@@ -381,6 +393,7 @@ class LedgerContract:
 
         calls: list[Awaitable[object]] = [
             ledger.claim(a_new_sale()),
+            ledger.disown(a_new_sale(), "why"),
             ledger.record("sale", []),
             ledger.sale("sale"),
             ledger.find(a_key()),
@@ -428,6 +441,88 @@ class LedgerContract:
         assert await ledger.held_by(sale.id) == sale
         assert await ledger.held_by("nobody") is None
 
+    # ------------------------------------------------------------------------------------------------------ disown
+
+    async def test_a_claim_that_was_recorded_is_taken_back(self, open_ledger: OpenLedger, clock: FakeClock) -> None:
+        ledger = await open_ledger()
+        await ledger.claim(new := a_new_sale())
+        clock.advance(1)
+
+        freed = await ledger.disown(new, "why")
+
+        assert freed == replace(as_claimed(new, clock.now_s()), state=State.RELEASED, reason="why")
+        assert await ledger.sale(new.id) == freed
+        assert isinstance(await ledger.claim(a_new_sale(new.key)), Claimed)
+
+    async def test_a_claim_that_was_not_recorded_can_not_be_any_more(
+        self, open_ledger: OpenLedger, clock: FakeClock
+    ) -> None:
+        ledger, other = await open_ledger(), await open_ledger()
+        new = a_new_sale()
+
+        assert await ledger.disown(new, "why") is None
+
+        left = replace(as_claimed(new, clock.now_s()), state=State.RELEASED, reason="why")
+        assert await ledger.sale(new.id) == left
+        for late in (ledger, other):
+            with pytest.raises(ValueError, match="used before"):
+                await late.claim(new)
+        assert await ledger.find(new.key) is None
+        assert isinstance(await other.claim(a_new_sale(new.key)), Claimed)
+
+    async def test_a_redemption_that_was_recorded_is_taken_back(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        owed = await claimed_in(ledger, State.OWED, key := a_key())
+        await ledger.claim(again := a_new_sale(key))
+
+        freed = await ledger.disown(again, "why")
+
+        assert freed == replace(owed, attempt=again.id, reason="why")
+        assert await ledger.sale(again.id) is None
+        assert isinstance(await ledger.claim(a_new_sale(key)), Redeeming)
+
+    async def test_taking_back_a_second_time_changes_nothing(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        await claimed_in(ledger, State.OWED, key := a_key())
+        attempts = [a_new_sale(key), a_new_sale(), a_new_sale()]
+        for attempt in attempts[:2]:
+            await ledger.claim(attempt)
+        for attempt in attempts:
+            await ledger.disown(attempt, "why")
+        before = await ledger.page(SaleFilter())
+
+        assert [await ledger.disown(attempt, "again") for attempt in attempts] == [None] * 3
+
+        assert await ledger.page(SaleFilter()) == before
+
+    @pytest.mark.parametrize("state", sorted(set(WAY_TO) - {State.RELEASED}))
+    async def test_taking_back_a_claim_leaves_the_sale_of_another_alone(
+        self, open_ledger: OpenLedger, state: State
+    ) -> None:
+        ledger = await open_ledger()
+        held = await claimed_in(ledger, state, key := a_key())
+
+        assert await ledger.disown(a_new_sale(key), "why") is None
+        assert await ledger.disown(replace(a_new_sale(), id=held.id), "why") is None
+
+        assert await ledger.find(key) == held
+
+    @pytest.mark.parametrize("is_owed", [False, True])
+    async def test_a_claim_and_its_taking_back_at_the_same_time_leave_nothing_held(
+        self, open_ledger: OpenLedger, is_owed: bool
+    ) -> None:
+        ledger, other = await open_ledger(), await open_ledger()
+        for _ in range(10):
+            key = a_key()
+            if is_owed:
+                await claimed_in(other, State.OWED, key)
+            new = a_new_sale(key)
+
+            await asyncio.gather(ledger.claim(new), ledger.disown(new, "why"), return_exceptions=True)
+            await ledger.disown(new, "why")
+
+            assert isinstance(await other.claim(a_new_sale(key)), Redeeming if is_owed else Claimed)
+
     # ---------------------------------------------------------------------------------------------------- standing
 
     async def test_standing_needs_that_many_settled_sales(self, open_ledger: OpenLedger, clock: FakeClock) -> None:
@@ -457,6 +552,47 @@ class LedgerContract:
 
         clock.advance(1)
         await claimed_in(ledger, State.SETTLED)
+        assert await ledger.is_trusted(a_key(), 1000, standing)
+
+    async def test_who_was_refused_needs_a_settled_sale_also_where_nobody_else_does(
+        self, open_ledger: OpenLedger
+    ) -> None:
+        ledger = await open_ledger()
+        standing = Standing(after_sales=0, max_unsettled_atomic=5000)
+        assert await ledger.is_trusted(a_key(), 1000, standing)
+
+        await claimed_in(ledger, State.SETTLE_FAILED)
+        sale = await claimed_in(ledger, State.CLAIMED)
+        assert not await ledger.is_trusted(a_key(), 1000, standing)
+        assert await ledger.trust(sale.id, WAY_TO[State.SERVED], NO_CHANGE, standing) is None
+        assert await ledger.is_trusted(replace(a_key(), payer="0x" + "cd" * 20), 1000, standing)
+        assert await ledger.is_trusted(replace(a_key(), network="eip155:1"), 1000, standing)
+
+        await claimed_in(ledger, State.SETTLED)
+        assert await ledger.is_trusted(a_key(), 1000, standing)
+
+    async def test_an_answer_that_ends_after_a_refusal_gives_no_standing_back(
+        self, open_ledger: OpenLedger, clock: FakeClock
+    ) -> None:
+        ledger = await open_ledger()
+        standing = Standing(after_sales=1, max_unsettled_atomic=5000)
+        long_stream = await claimed_in(ledger, State.SETTLED)
+        await claimed_in(ledger, State.SETTLE_FAILED)
+        clock.advance(1)
+
+        await ledger.record(long_stream.id, [], Change(delivery=Delivery.COMPLETE, usage=Usage(1, 2)))
+
+        assert not await ledger.is_trusted(a_key(), 1000, standing)
+
+    async def test_a_clock_that_is_set_back_keeps_a_refusal(self, open_ledger: OpenLedger, clock: FakeClock) -> None:
+        ledger, other = await open_ledger(), await open_ledger()
+        standing = Standing(after_sales=1, max_unsettled_atomic=5000)
+        await claimed_in(ledger, State.SETTLED)
+        clock.set_wall(clock.now_s() - 60)
+        await claimed_in(other, State.SETTLE_FAILED)
+        assert not await ledger.is_trusted(a_key(), 1000, standing)
+
+        await claimed_in(other, State.SETTLED)
         assert await ledger.is_trusted(a_key(), 1000, standing)
 
     @pytest.mark.parametrize("state", [State.SERVED, State.SETTLING, State.SETTLE_UNKNOWN])

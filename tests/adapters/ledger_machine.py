@@ -73,6 +73,25 @@ class LedgerMachine(RuleBasedStateMachine):
                 return Used(sale) if sale.state in FINAL else InUse(sale)
         return Claimed(as_claimed(new, self.clock.now_s()))
 
+    @rule(target=sales, user=st.integers(0, 1), key=st.sampled_from(keys), is_recorded=st.booleans())
+    def lose_a_claim(self, user: int, key: ClaimKey, is_recorded: bool) -> str:
+        """The answer of a claim is lost, and it is taken back."""
+        new = a_new_sale(key)
+        expected = self._expected(new)
+        if is_recorded:
+            self.runner.run(self.users[user].claim(new))
+        self.clock.advance(1)
+        freed = None
+        if is_recorded and isinstance(expected, Claimed | Redeeming):
+            state = State.OWED if isinstance(expected, Redeeming) else State.RELEASED
+            freed = replace(expected.sale, state=state, reason="lost", updated_s=self.clock.now_s())
+            self.holders[freed.id] = self.users[user]
+        left = freed or replace(as_claimed(new, self.clock.now_s()), state=State.RELEASED, reason="lost")
+        self.model[left.id] = left
+
+        assert self.runner.run(self.users[user].disown(new, "lost")) == freed
+        return left.id
+
     @rule(
         user=st.integers(0, 1),
         sale_id=sales,
@@ -96,6 +115,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.runner.run(self.users[user].record(sale_id, events, change))
             return
         given = {name: getattr(change, name) for name in Change.__slots__ if getattr(change, name) is not None}
+        if change.delivery is Delivery.STARTED and before.delivery is not Delivery.NONE:
+            del given["delivery"]
         self.model[sale_id] = replace(before, state=state, updated_s=self.clock.now_s(), **given)
 
         assert self.runner.run(self.users[user].record(sale_id, events, change)) == self.model[sale_id]

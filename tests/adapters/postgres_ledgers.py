@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
 
 from obol.adapters.ledger_postgres import PostgresLedger
 from obol.adapters.ledger_postgres_hold import HOLDERS
@@ -52,3 +55,32 @@ async def adopted_by(ledger: PostgresLedger) -> list[Sale]:
 async def waits_for_a_lock(postgres: Postgres) -> None:
     while not postgres.run("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):  # noqa: ASYNC110
         await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def standby_away(postgres: Postgres) -> AsyncIterator[None]:
+    """Synchronous replication without its standby: commits wait, and what waits is not visible yet; reading goes on."""
+    async with await psycopg.AsyncConnection.connect(postgres.url(), autocommit=True) as probe:
+        postgres.run("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+        postgres.run("SELECT pg_reload_conf()")
+        writing = asyncio.create_task(_write_until_it_waits(probe))
+        try:
+            while not _commits_that_wait(postgres):  # noqa: ASYNC110 - only the server knows when
+                await asyncio.sleep(0.005)
+            yield
+        finally:
+            writing.cancel()
+            postgres.run("ALTER SYSTEM RESET synchronous_standby_names")
+            postgres.run("SELECT pg_reload_conf()")
+            while _commits_that_wait(postgres):  # noqa: ASYNC110 - only the server knows when
+                await asyncio.sleep(0.005)
+            await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _write_until_it_waits(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    while True:
+        await connection.execute("SELECT pg_logical_emit_message(true, 'probe', '')")
+
+
+def _commits_that_wait(postgres: Postgres) -> int:
+    return len(postgres.run("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))

@@ -19,7 +19,9 @@ from obol.adapters.ledger_rows import UNFINISHED
 from obol.adapters.postgres_connections import connect
 from obol.adapters.postgres_url import conninfo_of
 from obol.core.ledger import Change, Claimed, InUse, Ledger
+from obol.core.offer import Standing
 from obol.core.payment import FINAL, Event, State
+from obol.core.sale import ClaimKey
 from tests.adapters.ledger_contract import LedgerContract, OpenLedger
 from tests.adapters.ledger_machine import LedgerMachine
 from tests.adapters.ledger_processes import a_child, claims_of
@@ -94,6 +96,36 @@ async def test_two_gateways_can_make_the_tables_at_the_same_time(database_url: s
 
     assert len({ledger.holder_id for ledger in ledgers}) == 4
     assert postgres.run("SELECT version FROM obol.ledger", url=database_url) == [(len(MIGRATIONS),)]
+
+
+async def test_tables_of_the_first_version_keep_their_payers_standing(database_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        await connection.execute("CREATE SCHEMA obol; CREATE TABLE obol.ledger (version integer NOT NULL)")
+        await connection.execute("INSERT INTO obol.ledger VALUES (1)")
+        await connection.execute(MIGRATIONS[0])
+        for n, state in enumerate(["settled", "settle_failed", "settled", "settled"]):  # the last is the oldest
+            await connection.execute(_A_SALE, {"n": n, "state": state, "at_s": n % 3, "payer": a_key().payer})
+
+    async with opened(database_url) as ledger:
+        assert await ledger.is_trusted(on_n(), 1000, Standing(1, 1000))
+        assert not await ledger.is_trusted(on_n(), 1000, Standing(2, 1000))
+        await claimed_in(ledger, State.SETTLED, on_n())
+        assert await ledger.is_trusted(on_n(), 1000, Standing(2, 1000))
+        await claimed_in(ledger, State.SETTLE_FAILED, on_n())
+        assert not await ledger.is_trusted(on_n(), 1000, Standing(1, 1000))
+
+
+_A_SALE = """
+    INSERT INTO obol.sale (id, network, asset, payer, nonce, claim, offer, pay_to, authorized_atomic, valid_before_s,
+        api, model, payload, requirements, created_s, state, delivery, transaction_id, reason, updated_s, attempt,
+        holder)
+    VALUES (%(n)s, 'n', '0x', %(payer)s, %(n)s, decode(md5(%(n)s::text), 'hex'), 'o', '0x', 1000, 1, 'chat', 'm', '',
+        '', 1, %(state)s, 'complete', '0x', '', %(at_s)s, %(n)s, 1)
+"""
+
+
+def on_n() -> ClaimKey:
+    return replace(a_key(), network="n", asset="0x")
 
 
 # ---------------------------------------------------------------------------------------------------------- processes

@@ -16,7 +16,14 @@ from obol.core.offer import Standing
 from obol.core.payment import Event, State
 from obol.core.sale import ClaimKey
 from obol.errors import IllegalTransitionError, LedgerUnavailableError, SaleTakenError
-from tests.adapters.postgres_ledgers import break_hold, opened, pids_that_hold, until_it_works, waits_for_a_lock
+from tests.adapters.postgres_ledgers import (
+    break_hold,
+    opened,
+    pids_that_hold,
+    standby_away,
+    until_it_works,
+    waits_for_a_lock,
+)
 from tests.adapters.sales import a_key, a_new_sale, as_claimed, claimed_in
 from tests.fakes.clock import FakeClock
 from tests.fakes.postgres_proxy import PostgresProxy
@@ -224,3 +231,62 @@ async def test_a_lock_that_is_gone_although_the_connection_lives_is_taken_again(
 
         assert len(now) == 1
         await until_it_works(ledger)
+
+
+# ------------------------------------------------------------------------------------------- claims that come late
+
+
+@pytest.mark.parametrize("is_owed", [False, True])
+async def test_a_claim_that_is_still_being_committed_is_waited_for_and_taken_back(
+    postgres: Postgres, database_url: str, is_owed: bool
+) -> None:
+    """Its answer was given up; the server goes on, and nobody can see it yet."""
+    async with (
+        opened(database_url, Waits(work_s=0.5)) as ledger,
+        opened(database_url, Waits(lock_s=0.1)) as impatient,
+        opened(database_url) as patient,
+    ):
+        key = a_key()
+        if is_owed:
+            await claimed_in(ledger, State.OWED, key)
+        new = a_new_sale(key)
+        async with standby_away(postgres):
+            with pytest.raises(LedgerUnavailableError):
+                await ledger.claim(new)
+            assert await ledger.held_by(new.id) is None
+            with pytest.raises(LedgerUnavailableError, match="SQLSTATE 55P03"):
+                await impatient.disown(new, "why")
+            disowning = asyncio.create_task(patient.disown(new, "why"))
+            await waits_for_a_lock(postgres)
+        freed = await disowning
+
+        assert freed is not None
+        assert freed.state is (State.OWED if is_owed else State.RELEASED)
+        await until_it_works(ledger)
+        assert isinstance(await ledger.claim(a_new_sale(key)), Redeeming if is_owed else Claimed)
+
+
+async def test_a_claim_whose_answer_was_lost_is_taken_back(database_url: str, tmp_path: Path) -> None:
+    async with PostgresProxy(database_url, tmp_path) as proxy, opened(proxy.url) as ledger:
+        proxy.lose_answer_to(b"INSERT INTO obol.sale")
+        new = a_new_sale()
+        with pytest.raises(LedgerUnavailableError):
+            await ledger.claim(new)
+
+        freed = await ledger.disown(new, "why")
+
+    assert freed is not None
+    assert (freed.id, freed.state, proxy.lost_answers) == (new.id, State.RELEASED, 1)
+
+
+async def test_a_claim_that_another_gateway_adopted_is_not_taken_back(
+    ledger: PostgresLedger, postgres: Postgres, database_url: str
+) -> None:
+    new = a_new_sale()
+    await ledger.claim(new)
+    async with opened(database_url) as other, no_new_connections(postgres, other):
+        break_hold(postgres, ledger)
+        [adopted] = await other.adopt()
+        with pytest.raises(SaleTakenError):
+            await ledger.disown(new, "why")
+        assert await other.sale(new.id) == adopted

@@ -16,11 +16,19 @@ import pytest
 from hypothesis import settings
 
 from obol.adapters.ledger_holders import Holder
-from obol.adapters.ledger_sqlite import _HELD_BY, _SETTLED_SINCE_REFUSAL, _UNSETTLED, SqliteLedger
+from obol.adapters.ledger_sqlite import (
+    _HELD_BY,
+    _RESOLVE,
+    _SETTLED_SINCE_REFUSAL,
+    _UNSETTLED,
+    _WAS_REFUSED,
+    SqliteLedger,
+)
 from obol.adapters.ledger_sqlite_schema import LEDGER_SCHEMA
 from obol.adapters.sqlite_file import Schema, open_sqlite
-from obol.core.ledger import Claimed, InUse, Ledger, Redeeming
-from obol.core.payment import FINAL, State
+from obol.core.ledger import Claimed, InUse, Ledger, Redeeming, SaleFilter
+from obol.core.offer import Standing
+from obol.core.payment import FINAL, Event, State
 from obol.core.sale import ClaimKey
 from obol.errors import LedgerUnavailableError, SettingsError
 from tests.adapters.ledger_contract import LedgerContract, OpenLedger
@@ -268,6 +276,52 @@ async def test_a_ledger_that_another_process_has_locked_is_unavailable_and_then_
     await ledger.close()
 
 
+async def test_reading_waits_for_nobody_who_writes(path: Path) -> None:
+    async with opened(path) as ledger:
+        sale = await claimed_in(ledger, State.SETTLED, key := a_key())
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+
+            assert await ledger.sale(sale.id) == await ledger.find(key) == await ledger.held_by(sale.id) == sale
+            assert (await ledger.page(SaleFilter())).sales == [sale]
+            assert await ledger.is_trusted(key, 1000, Standing(1, 1000))
+
+
+async def test_nobody_who_writes_waits_for_a_reader(path: Path) -> None:
+    async with opened(path) as ledger:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            await claimed_in(ledger, State.SETTLED)
+            other.execute("BEGIN")
+            assert other.execute("SELECT count(*) FROM sale").fetchone() == (1,)
+
+            assert isinstance(await ledger.claim(a_new_sale()), Claimed)
+
+
+async def test_who_reads_sees_what_was_asked_for_before(path: Path) -> None:
+    """A buyer who has an answer and looks at its receipt must not be shown what was."""
+    async with opened(path) as ledger:
+        sale = await claimed_in(ledger, State.CLAIMED)
+        for event, state in (
+            (Event.SERVE, State.SERVING),
+            (Event.OUTPUT, State.SERVED),
+            (Event.SETTLE, State.SETTLING),
+        ):
+            recording = asyncio.create_task(ledger.record(sale.id, [event]))
+            await asyncio.sleep(0)  # it is submitted
+            seen = await ledger.sale(sale.id)
+            assert seen is not None
+            assert seen.state is state
+            await recording
+
+
+async def test_a_closed_ledger_is_one_file(path: Path) -> None:
+    async with opened(path) as ledger:
+        sale = await claimed_in(ledger, State.SETTLED)
+        assert await ledger.sale(sale.id) == sale
+
+    assert {entry.name for entry in path.parent.iterdir() if entry.is_file()} == {path.name}
+
+
 _ON_A_FULL_DISK = """
 import asyncio, resource, sys
 from pathlib import Path
@@ -375,6 +429,27 @@ async def test_a_file_of_the_first_version_keeps_its_sales_and_what_they_owe(pat
     assert (outcome.sale.id, outcome.sale.attempt) == ("old", again.id)
 
 
+async def test_a_file_of_the_third_version_keeps_its_payers_standing(path: Path) -> None:
+    path.parent.mkdir()
+    open_sqlite(path, Schema(LEDGER_SCHEMA.application_id, LEDGER_SCHEMA.migrations[:3]), busy_timeout_s=1.0).close()
+    columns = "id, network, asset, payer, nonce, claim, offer, pay_to, authorized_atomic, valid_before_s, api, model, "
+    columns += "payload, requirements, created_s, state, delivery, transaction_id, reason, updated_s, holder, attempt"
+    states = ["settled", "settled", "settle_failed", "settled"]  # in the order of `updated_s`, not of the rows
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        for n, state in reversed(list(enumerate(states))):
+            row = (f"{n}", *_parts(a_key()), "qwen", "0x", "1000", 1, "chat", "m", b"", b"", 1.0, state, "complete")
+            row += ("0x", "", 1.0 + n, "x", f"{n}")
+            database.execute(f"INSERT INTO sale ({columns}) VALUES ({', '.join('?' * 22)})", row)
+
+    async with opened(path) as ledger:
+        assert await ledger.is_trusted(a_key(), 1000, Standing(1, 1000))
+        assert not await ledger.is_trusted(a_key(), 1000, Standing(2, 1000))
+        await claimed_in(ledger, State.SETTLED)
+        assert await ledger.is_trusted(a_key(), 1000, Standing(2, 1000))
+        await claimed_in(ledger, State.SETTLE_FAILED)
+        assert not await ledger.is_trusted(a_key(), 1000, Standing(1, 1000))
+
+
 def _parts(key: ClaimKey) -> tuple[str | bytes, ...]:
     text = f"{key.network}\n{key.asset}\n{key.payer}\n{key.nonce}"
     return key.network, key.asset, key.payer, key.nonce, blake2b(text.encode(), digest_size=16).digest()
@@ -382,11 +457,17 @@ def _parts(key: ClaimKey) -> tuple[str | bytes, ...]:
 
 @pytest.mark.parametrize(
     ("query", "index"),
-    [(_SETTLED_SINCE_REFUSAL, "sale_settled"), (_UNSETTLED, "sale_unsettled"), (_HELD_BY, "sale_redeemer")],
+    [
+        (_SETTLED_SINCE_REFUSAL, "sale_settled"),
+        (_WAS_REFUSED, "sale_refused"),
+        (_UNSETTLED, "sale_unsettled"),
+        (_HELD_BY, "sale_redeemer"),
+        (_RESOLVE, "sale_refused"),
+    ],
 )
 async def test_what_is_asked_for_each_sale_never_scans_the_ledger(path: Path, query: str, index: str) -> None:
     await (await SqliteLedger.open(path, FakeClock())).close()
-    named = {"payer": "0x", "asset": "0x", "network": "n", "after_sales": 5}
+    named = {"payer": "0x", "asset": "0x", "network": "n", "at_most": 5, "id": "x"}
     with contextlib.closing(sqlite3.connect(path)) as database:
         arguments = named if ":payer" in query else ("x",) * (3 if query is _UNSETTLED else 1)
         plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", arguments)]

@@ -9,6 +9,7 @@ import pytest
 
 from obol.adapters.signer_local import LocalSigner
 from obol.core.ledger import NO_CHANGE, Change
+from obol.core.offer import SettlementPolicy
 from obol.core.payment import Event
 from obol.core.sale import Sale
 from tests.fakes.facilitator import SlowVerify
@@ -98,8 +99,9 @@ async def test_unpaid_probes_hold_no_slot(make_shop: MakeShop) -> None:
     assert answers[-1].status == 200, "no number of probes keeps a buyer out"
 
 
-async def test_junk_payments_hold_no_slot(make_shop: MakeShop) -> None:
-    shop = await make_shop(facilitator=True, max_inflight=1)
+@pytest.mark.parametrize("settlement", [SettlementPolicy.ON_OUTPUT, SettlementPolicy.BEFORE])
+async def test_junk_payments_hold_no_slot(make_shop: MakeShop, settlement: SettlementPolicy) -> None:
+    shop = await make_shop(facilitator=True, max_inflight=1, settlement=settlement)
     shop.facilitator.behaviour = SlowVerify()
     poor = LocalSigner.generate()
     junk = [asyncio.ensure_future(shop.pay(signer=poor)) for _ in range(5)]

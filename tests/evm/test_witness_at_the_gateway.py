@@ -58,6 +58,7 @@ async def test_a_success_that_the_chain_does_not_show_delivers_nothing(shop_on: 
 
 
 async def lost(shop: Shop) -> Answer:
+    shop.facilitator.only_settles_badly = True
     shop.facilitator.behaviour = BadGateway(after_settling=False)
     answer = await shop.pay(chat())
     assert answer.status == 503
@@ -212,6 +213,25 @@ class TestSettledBeforeItIsPresented:
 
     async def test_a_refused_payment_that_nobody_settled_is_refused(self, shop: Shop) -> None:
         assert (await shop.pay(chat())).status == 402
+
+
+async def test_who_has_paid_here_before_buys_nothing_with_what_paid_for_something_else(
+    shop_on: ShopOn, anvil: Anvil
+) -> None:
+    """Such a payer is not verified before its payment is settled; the chain says that it moved before it came here."""
+    shop = await shop_on(settlement=SettlementPolicy.BEFORE)
+    first = shop.sign()
+    await anvil.send(USDC.address, transfer_call(first))
+    assert (await shop.post(payment_headers(first, 2))).status == 200
+    await shop.until_states("settled")
+    elsewhere = shop.sign()
+    await anvil.mint(shop.signer.address, PRICE_ATOMIC)
+    await anvil.send(USDC.address, transfer_call(elsewhere))
+    await anvil.pass_time(60)
+    await anvil.mine()
+    assert (await shop.post(payment_headers(elsewhere, 2))).status == 402
+    receipts = {row["state"]: row["reason"] for row in await shop.ledger_rows()}
+    assert receipts == {"settled": "", "settle_failed": "authorization_used_before"}
 
 
 async def test_the_next_facilitator_is_asked_while_the_first_cannot_be(tmp_path: Path) -> None:

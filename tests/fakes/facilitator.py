@@ -171,6 +171,8 @@ class FakeFacilitator:
     def __init__(self, inner: Facilitator | None = None, behaviour: Behaviour | None = None) -> None:
         self.inner: Facilitator = inner or MakeBelieve()
         self.behaviour: Behaviour = behaviour or Ok()
+        self.only_settles_badly = False
+        """`/verify` says what is true, whatever `behaviour` is."""
         self.verified: list[FacilitatorRequest] = []
         self.settle_asked: list[FacilitatorRequest] = []
         self.settled: list[FacilitatorRequest] = []
@@ -221,14 +223,18 @@ class FakeFacilitator:
     async def _verify(self, request: web.Request) -> web.StreamResponse:
         asked = await self._read(request)
         self.verified.append(asked)
+        return await (self._verify_honestly(asked) if self.only_settles_badly else self._verify_as_told(asked))
+
+    async def _verify_as_told(self, asked: FacilitatorRequest) -> web.StreamResponse:
         match self.behaviour:
             case RefuseVerify(reason, status):
                 return _json(VerifyResponse(False, reason, payer=asked.payment_payload.payer), status)
             case SlowVerify():
                 await self.release.wait()
         spoiled = self._spoiled()
-        if spoiled is not None:
-            return spoiled
+        return spoiled if spoiled is not None else await self._verify_honestly(asked)
+
+    async def _verify_honestly(self, asked: FacilitatorRequest) -> web.StreamResponse:
         outcome = await self.inner.verify(asked.payment_payload, asked.payment_requirements)
         if isinstance(outcome, Refused):
             return _json(VerifyResponse(False, outcome.reason, outcome.message or None))

@@ -41,6 +41,9 @@ class FailingLedger:
     async def claim(self, sale: NewSale) -> ClaimOutcome:
         return await self._do("claim", lambda ledger: ledger.claim(sale))
 
+    async def disown(self, sale: NewSale, reason: str) -> Sale | None:
+        return await self._do("disown", lambda ledger: ledger.disown(sale, reason))
+
     async def record(
         self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
     ) -> Sale:
@@ -79,11 +82,13 @@ class FailingLedger:
     async def _do(self, method: str, work: Callable[[Ledger], Awaitable[T]], events: Sequence[Event] = ()) -> T:
         assert self._ledger is not None
         fault = self._take(method, events)
-        if fault is not None and fault.is_bug:
+        if fault is not None and fault.is_bug and not fault.recorded:
             raise RuntimeError("a bug")
         if self.is_down or (fault is not None and not fault.recorded):
             raise LedgerUnavailableError("the ledger cannot be read or written: disk I/O error")
         result = await work(self._ledger)
+        if fault is not None and fault.is_bug:
+            raise RuntimeError("a bug")
         if fault is not None:
             raise LedgerUnavailableError("the ledger cannot be read or written: it was, but nobody could say so")
         return result

@@ -6,7 +6,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from obol import LocalSigner
 from obol.core.offer import SettlementPolicy
+from obol.x402.client import payment_headers
+from tests.adapters.payments import account, pay
 from tests.fakes.clock import FakeClock
 from tests.fakes.facilitator import SlowSettle
 from tests.fakes.model_server import Behaviour, Death
@@ -194,6 +197,20 @@ async def test_a_used_payment_gets_its_receipt_and_no_quote(
     assert len(shop.upstream.calls) == 1
 
 
+async def test_a_used_nonce_that_is_signed_once_more_for_ever_buys_nothing(make_shop: MakeShop) -> None:
+    """No ledger can hold such a time, and none has to: the nonce has bought its answer."""
+    wallet = account()
+    shop = await make_shop(signer=LocalSigner(bytes(wallet.key)))
+    until_s = int(shop.clock.now_s()) + 200
+    first = pay(shop.requirements, wallet, nonce="0x" + "12" * 32, validBefore=until_s)
+    assert (await shop.post(payment_headers(first, 2))).status == 200
+    await shop.until_finished()
+    for late_s in (2**62 - 1, 2**63, 2**255):
+        second = pay(shop.requirements, wallet, nonce="0x" + "12" * 32, validBefore=late_s)
+        assert (await shop.post(payment_headers(second, 2))).reason == "payment_used"
+    assert await shop.states() == ["settled"]
+
+
 @EITHER_POLICY
 async def test_a_restart_forgets_no_payment(make_shop: MakeShop, settlement: SettlementPolicy) -> None:
     shop = await make_shop(settlement=settlement)
@@ -304,7 +321,7 @@ async def test_a_queue_that_outlasts_the_payment_leaves_it_unused(make_shop: Mak
     first = asyncio.Event()
     shop.upstream.script = [Behaviour(hold_before_head=first)]
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(shop.pay())
+        serving = tasks.create_task(shop.pay(now_s=clock.now_s() + 60))
         await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
         waiting = tasks.create_task(shop.pay())
         await shop.until_status(queued=1)

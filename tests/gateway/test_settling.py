@@ -1,8 +1,10 @@
 """Settling: refused, lost, late, and what follows from it."""
 
 import asyncio
+import contextlib
 from typing import Any
 
+import aiohttp
 import pytest
 
 from obol.core.offer import SettlementPolicy
@@ -22,6 +24,7 @@ from tests.fakes.facilitator import (
 from tests.fakes.model_server import Behaviour as Answering
 from tests.gateway.failing_ledger import FailingLedger, Fault
 from tests.gateway.fixtures import MakeShop
+from tests.gateway.left_behind import leave_behind, new_sale
 from tests.gateway.shop import PRICE_ATOMIC, Answer, Shop, chat, eventually
 
 EITHER_POLICY = pytest.mark.parametrize("settlement", [SettlementPolicy.ON_OUTPUT, SettlementPolicy.BEFORE])
@@ -50,6 +53,7 @@ async def buy_with(shop: Shop, behaviour: Behaviour, *, stream: bool = False) ->
     shop.facilitator.settle_arrived.clear()
     async with asyncio.TaskGroup() as tasks:
         if shop.gateway.offer.settlement is SettlementPolicy.BEFORE:
+            shop.facilitator.only_settles_badly = True
             shop.facilitator.behaviour = behaviour
             head.set()
             buying = tasks.create_task(shop.pay(chat(stream=stream)))
@@ -234,3 +238,43 @@ async def test_a_settled_stream_that_cannot_be_recorded_is_recorded_later(make_s
     assert answer.body.endswith(b"data: [DONE]\n\n")
     await shop.receipt_in("settled", answer, delivery="complete")
     assert await shop.earned_atomic() == PRICE_ATOMIC
+
+
+# ------------------------------------------------------------------------------------------------ what nobody foresaw
+
+
+@pytest.mark.parametrize("event", [Event.SETTLED_UNDELIVERED, Event.SETTLED, Event.OUTPUT, Event.SETTLE])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whatever_goes_wrong_while_recording_the_sale_reaches_its_end(
+    make_shop: MakeShop, event: Event, stream: bool
+) -> None:
+    for settlement in SettlementPolicy:
+        ledger = FailingLedger()
+        shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S, settlement=settlement)
+        ledger.faults = [Fault("record", event, is_bug=True, times=2)]
+        with contextlib.suppress(aiohttp.ClientError):
+            await shop.pay(chat(stream=stream))
+        await shop.until_finished()
+
+
+async def test_a_sale_whose_taking_over_fails_in_a_way_nobody_foresaw_is_gone_on_with(make_shop: MakeShop) -> None:
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S)
+    await shop.stop()
+    sales = [new_sale(shop) for _ in range(3)]
+    await leave_behind(shop, *sales, events=[])
+    ledger.faults = [Fault("record", Event.RELEASE, is_bug=True, times=5)]
+    await shop.start()
+    await shop.until_states("released", "released", "released")
+
+
+@EITHER_POLICY
+async def test_a_claim_that_ends_in_a_bug_does_not_lock_the_payment(
+    make_shop: MakeShop, settlement: SettlementPolicy
+) -> None:
+    ledger = FailingLedger()
+    shop = await make_shop(wrap_ledger=ledger.wrap, retry_schedule_s=QUICK_S, settlement=settlement)
+    ledger.faults = [Fault("claim", recorded=True, is_bug=True)]
+    answer = await shop.pay()
+    assert (answer.status, answer.reason) == (500, "internal")
+    assert (await shop.post(answer.payment)).status == 200

@@ -17,7 +17,7 @@ from obol.core.offer import SettlementPolicy, Standing
 from obol.core.payment import Event
 from obol.core.sale import Delivery, Receipt, Sale
 from obol.core.usage import UNKNOWN_USAGE
-from obol.gateway.settling import SettledSteps
+from obol.gateway.chase import SettledSteps
 from obol.gateway.terms import OnOutput
 from obol.x402.client import payment_headers, sign_exact
 from tests.fakes.clock import FakeClock
@@ -358,7 +358,7 @@ async def test_a_claim_that_may_have_been_recorded_does_not_lock_the_payment(
     answer = await shop.pay(chat(stream=stream))
     assert (answer.status, shop.upstream.calls) == (503, [])
     assert (await shop.post(answer.payment, chat(stream=stream))).status == 200
-    await shop.until_states(*(["released", "settled"] if recorded else ["settled"]))
+    await shop.until_states("released", "settled")
     assert await shop.earned_atomic() == PRICE_ATOMIC
 
 
@@ -415,6 +415,29 @@ async def test_an_ending_that_cannot_be_recorded_is_recorded_later(make_shop: Ma
         sale_id = response.headers["X-Obol-Receipt"].removeprefix("/receipts/")
         ledger.is_down = False
     await shop.receipt_in("settled", sale_id, delivery="complete")
+
+
+@BOTH
+@pytest.mark.parametrize("settlement", [SettlementPolicy.ON_OUTPUT, SettlementPolicy.AFTER])
+async def test_nothing_goes_ahead_of_a_payment_that_has_expired_meanwhile(
+    make_shop: MakeShop, settlement: SettlementPolicy, stream: bool
+) -> None:
+    """It was good when the model began to think; now it would be refused."""
+    clock = FakeClock()
+    shop = await make_shop(clock=clock, max_timeout_s=300, settlement=settlement)
+    head = asyncio.Event()
+    shop.upstream.script = [Behaviour(hold_before_head=head)]
+    async with asyncio.TaskGroup() as tasks:
+        buying = tasks.create_task(shop.pay(chat(stream=stream)))
+        await shop.upstream.wait_until(lambda: shop.upstream.in_flight == 1)
+        clock.advance(295)
+        head.set()
+    answer = buying.result()
+    assert answer.status == 402
+    assert "expired while the answer was made" in answer.challenge.error
+    assert b"Hello" not in answer.body
+    await shop.until_states("released")
+    assert await shop.earned_atomic() == 0
 
 
 async def test_who_has_all_of_a_stream_is_never_served_again(make_shop: MakeShop) -> None:
@@ -485,6 +508,21 @@ async def test_after_serves_nobody_ahead_of_more_than_the_bound(make_shop: MakeS
     shop.facilitator.release.set()
     assert (await third).status == 200
     await shop.until_states("settled", "settled", "settled")
+
+
+@BOTH
+async def test_after_serves_nobody_ahead_again_whose_payment_was_refused(make_shop: MakeShop, stream: bool) -> None:
+    """Else each refusal would make room for the next answer."""
+    shop = await make_shop(facilitator=True, settlement=AFTER, max_unsettled="0.01")
+    shop.facilitator.behaviour = RefuseSettle("insufficient_funds")
+    assert (await shop.pay(chat(stream=stream))).status == 200
+    await shop.until_states("settle_failed")
+    refused = await shop.pay()
+    assert (refused.status, b"Hello" in refused.body) == (402, False)
+    shop.facilitator.behaviour = Ok()
+    assert (await shop.pay()).headers["X-Obol-Settlement"] == "settled"
+    await shop.until_finished()
+    assert (await shop.pay(chat(stream=stream))).headers["X-Obol-Settlement"] == "pending"
 
 
 @BOTH
@@ -598,11 +636,11 @@ class NotedLedger:
 async def test_a_stream_whose_settlement_is_known_late_is_not_owed_a_second_time() -> None:
     """The buyer reads nothing yet, so the first byte has not left; then the money comes; then the buyer reads."""
     settler = NotedSettler()
-    ports = SimpleNamespace(ledger=NotedLedger(), metrics=SimpleNamespace(payment=lambda *_: None))
+    ports = SimpleNamespace(ledger=NotedLedger(), metrics=SimpleNamespace(payment=lambda *_: None), clock=FakeClock())
     offer = SimpleNamespace(settlement=SettlementPolicy.ON_OUTPUT, standing=None)
     till = SimpleNamespace(settler=settler, ports=ports, live=SimpleNamespace(offer=offer))
     receipt = SimpleNamespace(under_way=dict)
-    terms = OnOutput(SimpleNamespace(id="1"), till, receipt)  # type: ignore[arg-type]
+    terms = OnOutput(SimpleNamespace(id="1", valid_before_s=2**40), till, receipt)  # type: ignore[arg-type]
     await terms.stream_begins()
     assert settler.steps is not None
     assert settler.steps(True) == [Event.SETTLED_UNDELIVERED, Event.SERVE]
@@ -614,10 +652,10 @@ async def test_a_stream_whose_settlement_is_known_late_is_not_owed_a_second_time
 
 async def test_a_stream_that_nobody_began_to_read_is_owed_when_its_money_comes() -> None:
     settler = NotedSettler()
-    ports = SimpleNamespace(ledger=NotedLedger(), metrics=SimpleNamespace(payment=lambda *_: None))
+    ports = SimpleNamespace(ledger=NotedLedger(), metrics=SimpleNamespace(payment=lambda *_: None), clock=FakeClock())
     offer = SimpleNamespace(settlement=SettlementPolicy.ON_OUTPUT, standing=None)
     till = SimpleNamespace(settler=settler, ports=ports, live=SimpleNamespace(offer=offer))
-    terms = OnOutput(SimpleNamespace(id="1"), till, SimpleNamespace(under_way=dict))  # type: ignore[arg-type]
+    terms = OnOutput(SimpleNamespace(id="1", valid_before_s=2**40), till, SimpleNamespace(under_way=dict))  # type: ignore[arg-type]
     await terms.stream_begins()
     await terms.ended(Delivery.NONE, UNKNOWN_USAGE)
     assert settler.steps is not None

@@ -133,7 +133,7 @@ async def test_a_running_gateway_finishes_what_a_dead_one_on_its_ledger_left(tmp
     facilitator = HttpFacilitator("http://127.0.0.1:9")
     log = structlog.get_logger()
     ports = Ports(ours, facilitator, clock, secrets.token_bytes, Metrics(), log, DEFAULT_CATALOGUE)
-    adopting = asyncio.ensure_future(adopt_from_the_dead(Settler(ports), "eip155:84532", interval_s=0.01))
+    adopting = asyncio.ensure_future(adopt_from_the_dead(Settler(ports), "eip155:84532", log, interval_s=0.01))
     try:
         left = a_new_sale()
         await theirs.claim(left)

@@ -64,6 +64,7 @@ class GroupCommitWriter:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._gate = threading.Lock()
         self._is_closed = False
+        self._last: asyncio.Future[Any] | None = None
         self._thread = threading.Thread(target=self._work, name="group-commit")
         self._thread.start()
 
@@ -89,8 +90,15 @@ class GroupCommitWriter:
             if self._is_closed:
                 raise LedgerUnavailableError("the ledger is closed")
             self._jobs.put(job)
+            self._last = job.done
         result: T = await job.done
         return result
+
+    async def caught_up(self) -> None:
+        """Wait until whatever this event loop has submitted is done, or has failed."""
+        last = self._last
+        if last is not None and last.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait((last,))
 
     async def close(self) -> None:
         """Finish what was submitted, then close the file. Idempotent."""

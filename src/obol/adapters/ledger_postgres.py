@@ -37,7 +37,7 @@ from obol.adapters.ledger_postgres_hold import HOLDERS, Hold
 from obol.adapters.ledger_postgres_pages import read_page
 from obol.adapters.ledger_postgres_schema import migrate
 from obol.adapters.ledger_postgres_steps import Row, Step, record_all
-from obol.adapters.ledger_rows import claimed, digest, moved, sale_of
+from obol.adapters.ledger_rows import AS_CLAIMED, claimed, digest, disowned, moved, sale_of
 from obol.adapters.postgres_connections import WAITS, Connection, Connections, Waits, connect, cut_after, transaction
 from obol.adapters.postgres_refusals import refusal_of
 from obol.adapters.postgres_url import conninfo_of
@@ -106,6 +106,25 @@ class PostgresLedger:
     async def claim(self, sale: NewSale) -> ClaimOutcome:
         """See the port. Raises `ValueError` when `sale.id` was used before: a bug of the caller."""
         return await self._whole(self._claim(claimed(sale, self._clock.now_s())))
+
+    async def disown(self, sale: NewSale, reason: str) -> Sale | None:
+        """See the port. A transaction that is being committed holds its row, or its id in the index, until it is
+        visible; so looking by way of these waits for it. Longer than `Waits.lock_s` is not found out."""
+        now_s = self._clock.now_s()
+        never, step = disowned(sale, reason, now_s), (Event.RELEASE,)
+
+        async def work(connection: Connection) -> Sale | None:
+            known = await self._fence(connection, never)
+            if known is None or known.state not in AS_CLAIMED:
+                return None
+            [freed] = await record_all(
+                connection, [Step(known.id, step, Change(reason=reason), sale.id, now_s)], self._hold.id
+            )
+            if isinstance(freed, BaseException):
+                raise freed
+            return freed
+
+        return await self._whole(self._connections.run(work))
 
     async def record(
         self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
@@ -273,6 +292,17 @@ class PostgresLedger:
         used = await connection.execute(statements.IS_ID_USED, (sale.id, digest(sale.key)))
         if await used.fetchone() is not None:
             raise ValueError("the id of a new sale was used before")
+        return None
+
+    async def _fence(self, connection: Connection, never: Sale) -> Sale | None:
+        """What the attempt `never.id` has claimed; None: nothing, and from now on it cannot."""
+        for _ in range(2):  # once more for a claim that was waited for at the insert
+            row = await (await connection.execute(statements.LOCK_CLAIMANT, (digest(never.key),))).fetchone()
+            if row is not None and (known := sale_of(row)).attempt == never.id:
+                return known
+            cursor = await connection.execute(statements.INSERT, statements.inserted([never], self._hold.id))
+            if await cursor.fetchone() is not None:
+                return None
         return None
 
     async def _redeem(self, connection: Connection, new: Sale) -> Redeeming | None:

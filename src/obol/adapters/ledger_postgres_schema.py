@@ -72,7 +72,23 @@ _1_SALES: LiteralString = """
     CREATE INDEX sale_unsettled ON obol.sale (payer) WHERE state IN ('served', 'settling', 'settle_unknown');
 """
 
-MIGRATIONS: tuple[LiteralString, ...] = (_1_SALES,)
+_2_ORDER_OF_ENDS: LiteralString = """
+    -- Which of a payer's sales were settled after the last refused one: `updated_s` moves again when an answer ends,
+    -- and the clocks of gateways differ. Set by the step into one of the two states.
+    CREATE SEQUENCE obol.resolved;
+    ALTER TABLE obol.sale ADD COLUMN resolved_n bigint;
+    UPDATE obol.sale SET resolved_n = numbered.n FROM (
+        SELECT id, row_number() OVER (ORDER BY updated_s, sale.n) AS n FROM obol.sale
+        WHERE state IN ('settled', 'settle_failed')
+    ) AS numbered WHERE numbered.id = sale.id;
+    SELECT setval('obol.resolved', coalesce((SELECT max(resolved_n) FROM obol.sale), 0) + 1);
+    DROP INDEX obol.sale_settled;
+    DROP INDEX obol.sale_refused;
+    CREATE INDEX sale_settled ON obol.sale (payer, resolved_n) WHERE state = 'settled';
+    CREATE INDEX sale_refused ON obol.sale (payer, resolved_n) WHERE state = 'settle_failed';
+"""
+
+MIGRATIONS: tuple[LiteralString, ...] = (_1_SALES, _2_ORDER_OF_ENDS)
 
 
 async def migrate(connection: Connection, *, may_create: bool = True) -> None:

@@ -44,7 +44,9 @@ INSERT: Final = _statement(
 )
 """In the order of the index: two batches that want the same authorizations never wait for each other in a circle."""
 UPDATE: Final = _statement(
-    f"UPDATE obol.sale AS old SET {', '.join(f'{name} = new.{name}' for name in _MOVED[1:])} "  # noqa: S608 - constants
+    f"UPDATE obol.sale AS old SET {', '.join(f'{name} = new.{name}' for name in _MOVED[1:])}, "  # noqa: S608 - constants
+    "resolved_n = CASE WHEN new.state IN ('settled', 'settle_failed') AND old.state <> new.state "
+    "THEN nextval('obol.resolved') ELSE old.resolved_n END "
     f"FROM unnest({_arrays(_MOVED)}) AS new ({', '.join(_MOVED)}) WHERE old.id = new.id"
 )
 _SELECT: Final = f"SELECT {COLUMNS}, holder, taken_from FROM obol.sale "  # noqa: S608 - constants
@@ -67,13 +69,18 @@ IS_GOOD_FOR: Final = _statement(
         SELECT count(*) FROM (
             SELECT 1 FROM obol.sale
             WHERE payer = %(payer)s AND asset = %(asset)s AND network = %(network)s AND state = 'settled'
-                AND updated_s > (
-                    SELECT coalesce(max(updated_s), 0) FROM obol.sale
+                AND resolved_n > (
+                    SELECT coalesce(max(resolved_n), 0) FROM obol.sale
                     WHERE payer = %(payer)s AND asset = %(asset)s AND network = %(network)s AND state = 'settle_failed'
                 )
-            LIMIT %(after_sales)s
+            LIMIT greatest(%(after_sales)s::bigint, 1)
         ) AS settled
-    ) >= %(after_sales)s AND (
+    ) >= greatest(%(after_sales)s::bigint, (
+        SELECT count(*) FROM (
+            SELECT 1 FROM obol.sale
+            WHERE payer = %(payer)s AND asset = %(asset)s AND network = %(network)s AND state = 'settle_failed' LIMIT 1
+        ) AS refused
+    )) AND (
         SELECT coalesce(sum(authorized_atomic), 0) FROM obol.sale
         WHERE payer = %(payer)s AND asset = %(asset)s AND network = %(network)s AND id <> %(but)s
             AND state IN ('served', 'settling', 'settle_unknown')

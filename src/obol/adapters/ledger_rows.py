@@ -19,6 +19,8 @@ FIRST_MUTABLE = 14
 """Index of `state` in `COLUMNS`: what comes before never changes."""
 UNFINISHED = "state NOT IN ('rejected', 'released', 'settled', 'settle_failed', 'waived', 'owed')"
 """What adoption looks for; word for word the condition of the index that finds it."""
+AS_CLAIMED = frozenset({State.CLAIMED, State.REDEEMING})
+"""How a claim leaves a sale."""
 
 
 def digest(key: ClaimKey) -> bytes:
@@ -46,12 +48,17 @@ def claimed(sale: NewSale, now_s: float) -> Sale:
     )
 
 
+def disowned(sale: NewSale, reason: str, now_s: float) -> Sale:
+    """What is recorded in place of a claim that never was: it keeps a later one from using the id."""
+    return replace(claimed(sale, now_s), state=State.RELEASED, reason=reason)
+
+
 def moved(sale: Sale, state: State, change: Change, now_s: float) -> Sale:
     """The sale after a step to `state`; None in `change` leaves a field as it is."""
     return replace(
         sale,
         state=state,
-        delivery=sale.delivery if change.delivery is None else change.delivery,
+        delivery=_further(sale.delivery, change.delivery),
         settled_atomic=sale.settled_atomic if change.settled_atomic is None else change.settled_atomic,
         transaction=sale.transaction if change.transaction is None else change.transaction,
         reason=sale.reason if change.reason is None else change.reason,
@@ -59,6 +66,12 @@ def moved(sale: Sale, state: State, change: Change, now_s: float) -> Sale:
         log_index=sale.log_index if change.log_index is None else change.log_index,
         updated_s=now_s,
     )
+
+
+def _further(known: Delivery, now: Delivery | None) -> Delivery:
+    if now is None or (now is Delivery.STARTED and known is not Delivery.NONE):
+        return known
+    return now
 
 
 def row_of(sale: Sale) -> tuple[Any, ...]:

@@ -1,29 +1,44 @@
 """The ledger in one SQLite file. Several processes may share it; each opened ledger is one holder of sales.
 
 The claim is one INSERT against a unique index: there is no moment between looking and taking. Concurrent claims of one
-process share an fsync (`GroupCommitWriter`).
+process share an fsync (`GroupCommitWriter`). Reading is done beside it, and keeps nobody from writing (`SqliteReader`).
 """
 
 import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from obol.adapters.group_commit import BUSY_TIMEOUT_S, GroupCommitWriter
 from obol.adapters.ledger_holders import Holder
-from obol.adapters.ledger_rows import COLUMNS, FIRST_MUTABLE, UNFINISHED, claimed, digest, moved, row_of, sale_of
+from obol.adapters.ledger_rows import (
+    AS_CLAIMED,
+    COLUMNS,
+    FIRST_MUTABLE,
+    UNFINISHED,
+    claimed,
+    digest,
+    disowned,
+    moved,
+    row_of,
+    sale_of,
+)
 from obol.adapters.ledger_sqlite_schema import LEDGER_SCHEMA
 from obol.adapters.sqlite_file import DATA_DIR, unavailable
+from obol.adapters.sqlite_reader import SqliteReader
 from obol.core.clock import Clock
 from obol.core.ledger import NO_CHANGE, Change, Claimed, ClaimOutcome, InUse, Page, Redeeming, SaleFilter, Used
 from obol.core.offer import Standing
 from obol.core.payment import FINAL, Event, State, advance
 from obol.core.sale import ClaimKey, NewSale, Sale
 from obol.errors import LedgerUnavailableError, SaleTakenError, SettingsError
+
+T = TypeVar("T")
 
 _INSERT = f"INSERT INTO sale ({COLUMNS}, claim, holder) VALUES ({', '.join('?' * 26)}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 _SELECT = f"SELECT {COLUMNS} FROM sale "  # noqa: S608 - constants
@@ -34,6 +49,12 @@ _UPDATE = (
     "UPDATE sale SET state = ?, delivery = ?, settled_atomic = ?, transaction_id = ?, reason = ?, input_tokens = ?, "
     "output_tokens = ?, updated_s = ?, attempt = ?, log_index = ? WHERE id = ?"
 )
+_RESOLVE = """
+    UPDATE sale SET resolved_n = 1 + max(
+        (SELECT coalesce(max(resolved_n), 0) FROM sale WHERE payer = :payer AND state = 'settled'),
+        (SELECT coalesce(max(resolved_n), 0) FROM sale WHERE payer = :payer AND state = 'settle_failed')
+    ) WHERE id = :id
+"""
 _PAGE = (
     f"SELECT {COLUMNS}, rowid FROM sale WHERE rowid > :after AND (:since_s IS NULL OR created_s >= :since_s) "  # noqa: S608
     "AND (:until_s IS NULL OR created_s < :until_s) AND (:offer IS NULL OR offer = :offer) "
@@ -44,13 +65,20 @@ _PAGE = (
 _SETTLED_SINCE_REFUSAL = """
     SELECT count(*) FROM (
         SELECT 1 FROM sale
-        WHERE payer = :payer AND asset = :asset AND network = :network AND state = 'settled' AND updated_s > (
-            SELECT coalesce(max(updated_s), 0) FROM sale
+        WHERE payer = :payer AND asset = :asset AND network = :network AND state = 'settled' AND resolved_n > (
+            SELECT coalesce(max(resolved_n), 0) FROM sale
             WHERE payer = :payer AND asset = :asset AND network = :network AND state = 'settle_failed'
         )
-        LIMIT :after_sales
+        LIMIT :at_most
     )
 """
+_WAS_REFUSED = """
+    SELECT EXISTS (
+        SELECT 1 FROM sale
+        WHERE payer = :payer AND asset = :asset AND network = :network AND state = 'settle_failed'
+    )
+"""
+_RESOLVED = frozenset({State.SETTLED, State.SETTLE_FAILED})
 _UNSETTLED = (
     "SELECT id, authorized_atomic FROM sale WHERE payer = ? AND asset = ? AND network = ? "
     "AND state IN ('served', 'settling', 'settle_unknown')"
@@ -64,6 +92,9 @@ class SqliteLedger:
         """Takes over `writer` and `holder`. Use `open`."""
         self._path = path
         self._writer = writer
+        self._reader = SqliteReader(path, busy_timeout_s=BUSY_TIMEOUT_S)
+        self._page_reader = SqliteReader(path, busy_timeout_s=BUSY_TIMEOUT_S)
+        """Of its own: a page can take as long as the file is large."""
         self._holder = holder
         self._clock = clock
 
@@ -107,6 +138,22 @@ class SqliteLedger:
 
         return await self._writer.run(operation)
 
+    async def disown(self, sale: NewSale, reason: str) -> Sale | None:
+        """See the port. All claims of this ledger go through one writer, so nothing of one is under way any more."""
+        now_s, holder = self._clock.now_s(), self._holder.id
+        never, claim = disowned(sale, reason, now_s), digest(sale.key)
+
+        def operation(db: sqlite3.Connection) -> Sale | None:
+            known = _one(db, _CLAIMANT, claim)
+            if known is None or known.attempt != sale.id:
+                db.execute(_INSERT, (*row_of(never), claim, holder))
+                return None
+            if known.state not in AS_CLAIMED:
+                return None
+            return _update(db, known, advance(known.state, [Event.RELEASE]), Change(reason=reason), now_s)
+
+        return await self._writer.run(operation)
+
     async def record(
         self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
     ) -> Sale:
@@ -135,11 +182,11 @@ class SqliteLedger:
 
     async def is_trusted(self, key: ClaimKey, amount_atomic: int, standing: Standing) -> bool:
         """See the port."""
-        return await self._writer.run(lambda db: _is_good_for(db, key, amount_atomic, standing, ""))
+        return await self._read(lambda db: _is_good_for(db, key, amount_atomic, standing, ""))
 
     async def held_by(self, attempt: str) -> Sale | None:
         """See the port."""
-        return await self._writer.run(lambda db: _one(db, _HELD_BY, attempt))
+        return await self._read(lambda db: _one(db, _HELD_BY, attempt))
 
     async def page(self, which: SaleFilter, *, after: int | None = None, limit: int = 500) -> Page:
         """See the port."""
@@ -151,7 +198,7 @@ class SqliteLedger:
             rows = db.execute(_PAGE, arguments).fetchall()
             return Page([sale_of(row) for row in rows], rows[-1][-1] if len(rows) == limit else None)
 
-        return await self._writer.run(operation)
+        return await self._read(operation, self._page_reader)
 
     async def flaws(self) -> list[str]:
         """See the port: SQLite's own check of pages, indexes and constraints. It takes long for a large file, so it
@@ -163,12 +210,12 @@ class SqliteLedger:
 
     async def sale(self, sale_id: str) -> Sale | None:
         """See the port."""
-        return await self._writer.run(lambda db: _one(db, _BY_ID, sale_id))
+        return await self._read(lambda db: _one(db, _BY_ID, sale_id))
 
     async def find(self, key: ClaimKey) -> Sale | None:
         """See the port."""
         claim = digest(key)
-        return await self._writer.run(lambda db: _one(db, _CLAIMANT, claim))
+        return await self._read(lambda db: _one(db, _CLAIMANT, claim))
 
     async def adopt(self, network: str | None = None) -> list[Sale]:
         """See the port. Oldest first."""
@@ -191,8 +238,15 @@ class SqliteLedger:
 
     async def close(self) -> None:
         """See the port. What is unfinished may be adopted by the next who opens the file."""
-        await self._writer.close()
+        await self._reader.close()
+        await self._page_reader.close()
+        await self._writer.close()  # last: only a connection that may write tidies up the file
         await asyncio.to_thread(self._holder.close)
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T], reader: SqliteReader | None = None) -> T:
+        """What `read` finds once all that was submitted before is recorded."""
+        await self._writer.caught_up()
+        return await (reader or self._reader).run(read)
 
 
 def _read_flaws(path: Path) -> list[str]:
@@ -212,6 +266,8 @@ def _contest(db: sqlite3.Connection, sale: Sale, attempt: str, now_s: float, hol
 def _update(db: sqlite3.Connection, sale: Sale, state: State, change: Change, now_s: float) -> Sale:
     after = moved(sale, state, change, now_s)
     db.execute(_UPDATE, (*row_of(after)[FIRST_MUTABLE:], sale.id))
+    if state is not sale.state and state in _RESOLVED:
+        db.execute(_RESOLVE, {"payer": sale.key.payer, "id": sale.id})
     return after
 
 
@@ -229,9 +285,10 @@ def _known(db: sqlite3.Connection, sale_id: str) -> Sale:
 
 def _is_good_for(db: sqlite3.Connection, key: ClaimKey, amount_atomic: int, standing: Standing, but: str) -> bool:
     """Whether the payer's record and what it owes already, without the sale `but`, allow this amount too."""
-    of_payer = {"payer": key.payer, "asset": key.asset, "network": key.network, "after_sales": standing.after_sales}
-    settled: int = db.execute(_SETTLED_SINCE_REFUSAL, of_payer).fetchone()[0]
-    if settled < standing.after_sales:
+    of_payer = {"payer": key.payer, "asset": key.asset, "network": key.network}
+    at_most = {"at_most": max(standing.after_sales, 1)}
+    settled: int = db.execute(_SETTLED_SINCE_REFUSAL, of_payer | at_most).fetchone()[0]
+    if settled < standing.after_sales or (settled == 0 and db.execute(_WAS_REFUSED, of_payer).fetchone()[0]):
         return False
     owing = db.execute(_UNSETTLED, (key.payer, key.asset, key.network))
     unsettled_atomic = sum(int(authorized) for sale_id, authorized in owing if sale_id != but)

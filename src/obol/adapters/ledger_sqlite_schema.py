@@ -58,4 +58,23 @@ _3_LOG_INDEX = (
     "ALTER TABLE sale ADD COLUMN log_index INTEGER",
 )
 
-LEDGER_SCHEMA = Schema(application_id=0x0B01_4C44, migrations=(_1_SALES, _2_ATTEMPTS_AND_STANDING, _3_LOG_INDEX))
+_4_ORDER_OF_ENDS = (
+    # Which of a payer's sales were settled after the last refused one: `updated_s` moves again when an answer ends, and
+    # clocks are set back. Counted for each payer, by the step into one of the two states.
+    "ALTER TABLE sale ADD COLUMN resolved_n INTEGER",
+    """
+    UPDATE sale SET resolved_n = numbered.n FROM (
+        SELECT id, row_number() OVER (PARTITION BY payer ORDER BY updated_s, rowid) AS n FROM sale
+        WHERE state IN ('settled', 'settle_failed')
+    ) AS numbered WHERE numbered.id = sale.id
+    """,
+    "DROP INDEX sale_settled",
+    "DROP INDEX sale_refused",
+    "CREATE INDEX sale_settled ON sale (payer, resolved_n) WHERE state = 'settled'",
+    "CREATE INDEX sale_refused ON sale (payer, resolved_n) WHERE state = 'settle_failed'",
+)
+
+LEDGER_SCHEMA = Schema(
+    application_id=0x0B01_4C44,
+    migrations=(_1_SALES, _2_ATTEMPTS_AND_STANDING, _3_LOG_INDEX, _4_ORDER_OF_ENDS),
+)

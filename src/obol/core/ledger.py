@@ -46,6 +46,7 @@ class Change:
     """What else to record with a step. None leaves the column as it is."""
 
     delivery: Delivery | None = None
+    """STARTED does not overwrite how an answer ended: the two may be recorded in either order."""
     settled_atomic: int | None = None
     transaction: str | None = None
     reason: str | None = None
@@ -99,6 +100,16 @@ class Ledger(Protocol):
         """
         ...
 
+    async def disown(self, sale: NewSale, reason: str) -> Sale | None:
+        """Take back a claim whose answer was lost: when this returns, `sale.id` holds nothing and never will.
+
+        Waits for whatever of the claim may still be under way. What it had recorded is moved back, to RELEASED or OWED,
+        and returned. Where it had recorded nothing (or that was moved on since: None too), `sale` itself is recorded as
+        RELEASED, so that a claim which arrives still later finds its id used. May be repeated. Raises `SaleTakenError`
+        when another ledger user has adopted what was claimed.
+        """
+        ...
+
     async def record(
         self, sale_id: str, events: Sequence[Event], change: Change = NO_CHANGE, *, attempt: str | None = None
     ) -> Sale:
@@ -114,8 +125,9 @@ class Ledger(Protocol):
         """`record`, if the payer is good for it; None, and nothing recorded, if not. One atomic step.
 
         Good: among the payer's sales on the same network and asset, at least `standing.after_sales` are SETTLED since
-        the last SETTLE_FAILED one, and the amounts of those that are SERVED, SETTLING or SETTLE_UNKNOWN, with this
-        sale's, are at most `standing.max_unsettled_atomic`.
+        the last SETTLE_FAILED one, and at least 1 where there is one: else each refusal would make room for more. And
+        the amounts of those that are SERVED, SETTLING or SETTLE_UNKNOWN, with this sale's, are at most
+        `standing.max_unsettled_atomic`.
         """
         ...
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from obol.core.offer import Offer, SettlementPolicy
+from obol.core.money import UINT256_MAX
+from obol.core.offer import Offer, SettlementPolicy, Standing
 from obol.core.sale import Sale
 from obol.errors import FacilitatorUnavailableError, PeerProtocolError
 from obol.gateway.call import Call
@@ -20,6 +21,8 @@ from obol.x402.facilitator import Refused
 from obol.x402.models import PaymentPayload
 from obol.x402.presented import Presented
 from obol.x402.witness import PaidAlready
+
+_PAID_ONCE = Standing(after_sales=1, max_unsettled_atomic=UINT256_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,8 @@ async def check(till: Till, call: Call, presented: Presented) -> Checked | Refus
     ports.metrics.verification_s.observe(ports.clock.monotonic_s() - started_s)
     if isinstance(payment, Refused):
         return await _sold_before(till, presented) or _invalid(payment)
-    if isinstance(payment, Verified) and _is_settled_next(live.offer):
-        return Checked(payment, is_fresh=True)  # which asks the same questions
+    if isinstance(payment, Verified) and _is_settled_next(live.offer) and await _has_paid(till, payment):
+        return Checked(payment, is_fresh=True)  # settling asks the same questions
     if isinstance(payment, Verified) and await _has_standing(till, payment):
         return Checked(payment, is_fresh=True)
     return await _ask_facilitator(till, call, payment)
@@ -71,6 +74,12 @@ async def _ask_facilitator(till: Till, call: Call, payment: Verified | Undecided
 
 def _is_settled_next(offer: Offer) -> bool:
     return offer.settlement is SettlementPolicy.BEFORE and not offer.verify_only
+
+
+async def _has_paid(till: Till, payment: Verified) -> bool:
+    """Whether the payer's last settlements were good. Who signs without money must not hold a slot while it is found
+    out by settling."""
+    return await till.ports.ledger.is_trusted(payment.key, 0, _PAID_ONCE)
 
 
 async def _has_standing(till: Till, payment: Verified) -> bool:

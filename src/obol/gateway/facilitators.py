@@ -10,7 +10,7 @@ from obol.adapters.chain_evm import EvmChain
 from obol.adapters.facilitator_devnet import DevnetFacilitator
 from obol.adapters.facilitator_http import HttpFacilitator
 from obol.adapters.facilitator_ring import FacilitatorRing
-from obol.adapters.facilitator_witnessed import WitnessedFacilitator
+from obol.adapters.facilitator_witnessed import CONFIRMED_WITHIN_S, WitnessedFacilitator
 from obol.adapters.paths import devnet_file, user_data_dir
 from obol.adapters.rpc_http import JsonRpc
 from obol.adapters.token_check import is_token_there
@@ -82,6 +82,11 @@ async def _open_witness(config: GatewayConfig, offer: Offer, warnings: list[str]
                 raise SettingsError(RPC, f"{asset.network.name} has no {asset.symbol} at {asset.address} there")
         except ChainUnavailableError as error:
             warnings.append(f"the chain cannot be asked now ({error}): until it can, facilitators are believed")
+        if config.confirmations * offer.asset.network.block_time_s > CONFIRMED_WITHIN_S:
+            warnings.append(
+                f"{config.confirmations} confirmations take longer on {offer.asset.network.name} than the "
+                f"{CONFIRMED_WITHIN_S:.0f} s that a buyer is kept waiting: answers that wait for the money are owed"
+            )
         undo.pop_all()
     return EvmWitness(chain)
 

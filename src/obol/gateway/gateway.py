@@ -152,7 +152,8 @@ class Gateway:
         await self._listen(app)
         self._live = live
         loop = asyncio.get_running_loop()
-        for watch in (watch_upstream(live, probe.probe), adopt_from_the_dead(settler, offer.asset.network.caip2)):
+        adopting = adopt_from_the_dead(settler, offer.asset.network.caip2, ports.log)
+        for watch in (watch_upstream(live, probe.probe), adopting):
             watching = loop.create_task(watch)
             watching.add_done_callback(self._report)
             stack.callback(watching.cancel)

@@ -29,6 +29,9 @@ from obol.gateway.till import Till
 from obol.x402.exact import SETTLE_MARGIN_S
 from obol.x402.presented import Presented
 
+FOREVER_S = 2**62
+"""What a ledger can hold of a time: the nonce of a payment that has bought its answer can be signed with any."""
+
 
 async def sell(till: Till, call: Call, order: Order, presented: Presented) -> web.StreamResponse | Refusal:
     """Steps 5 to 10 of a sale. Runs in a task of its own: a buyer who hangs up does not stop it.
@@ -86,8 +89,8 @@ async def _claim(till: Till, call: Call, checked: Checked, order: Order) -> Clai
     new = _new_sale(till, checked, order)
     try:
         claimed = await till.ports.ledger.claim(new)
-    except LedgerUnavailableError:
-        await till.settler.release(new, Reason.LEDGER_UNAVAILABLE.value)  # it may have been recorded all the same
+    except Exception:  # foreseen or not: it may have been recorded all the same
+        await till.settler.release(new, Reason.LEDGER_UNAVAILABLE.value)
         raise
     till.ports.metrics.claim_s.observe(till.ports.clock.monotonic_s() - started_s)
     match claimed:
@@ -116,7 +119,7 @@ def _new_sale(till: Till, checked: Checked, order: Order) -> NewSale:
         offer=offer.name,
         pay_to=offer.pay_to,
         authorized_atomic=payment.authorization.value_atomic,
-        valid_before_s=payment.authorization.valid_before_s,
+        valid_before_s=min(payment.authorization.valid_before_s, FOREVER_S),
         api=order.api.value,
         model=order.model.public,
         payload=msgspec.json.encode(payment.payload),

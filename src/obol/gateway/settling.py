@@ -1,33 +1,30 @@
 """Settler: asks for the money, writes down what came of it, and keeps asking while it is not known.
 
 None of its work belongs to a buyer's connection. A settlement is a task of its own; when the process dies the ledger
-says where it stood, and `recover` goes on from there.
+says where it stood, and `recover` goes on from there. While it lives, a sale that something went wrong with is gone on
+with in the same way: from what the ledger says, on a schedule, until it has reached its end.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
-
-import msgspec
+from functools import partial
+from typing import Any
 
 from obol.core.ledger import Change
 from obol.core.payment import FINAL, Event, State
 from obol.core.sale import Delivery, NewSale, Sale
 from obol.errors import IllegalTransitionError, LedgerUnavailableError, SaleTakenError
+from obol.gateway.booking import UNRESOLVED, Entry, ask, book, is_resolved
+from obol.gateway.chase import Chase, SettledSteps
+from obol.gateway.errands import Errands, Step
 from obol.gateway.ports import Ports
-from obol.x402.facilitator import Settlement, SettleOutcome
-from obol.x402.models import PaymentPayload, PaymentRequirements
-
-T = TypeVar("T")
+from obol.x402.facilitator import Settlement
 
 RETRY_SCHEDULE_S: Sequence[float] = (1, 2, 5, 15, 30, 60, 120, 300)
 """Waits between questions about an unresolved settlement; the last one repeats until it is resolved."""
-
-SettledSteps = Callable[[bool], Sequence[Event]]
-"""The steps to record when a settlement is known; the argument says that it is late, and nobody waits for it."""
-
 ASKED_AT_ONCE = 64
 """Unresolved settlements asked about at the same time: a restart with many must not bury the facilitator."""
 RESUMED_AT_ONCE = 256
@@ -36,11 +33,11 @@ Recording = asyncio.Task[bool]
 """A step being recorded; False: the sale belongs to another attempt now, and it was not."""
 RELEASE_PATIENCE_S = 1.0
 """How long a refusal waits for its payment to be free again."""
+DISOWN_BUGS = 5
+"""After so many errors that nobody foresaw a claim is not taken back: what no ledger can hold was not recorded, either,
+and a buyer who finds such a payment must not be able to leave a task behind with each request."""
 _STOPPED = "gateway_stopped"
-_TOLD = (LedgerUnavailableError, SaleTakenError)
 _UNFINISHED = frozenset(State) - FINAL - {State.OWED}
-_IDLE = frozenset({State.CLAIMED, State.SERVED, State.REDEEMING})
-"""Nobody was asked for the money of this answer, or it has come: nobody else is at work on it."""
 
 
 class Settler:
@@ -48,12 +45,12 @@ class Settler:
 
     def __init__(self, ports: Ports, retry_schedule_s: Sequence[float] = RETRY_SCHEDULE_S) -> None:
         self._ports = ports
-        self._schedule_s = retry_schedule_s
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._chasing: set[asyncio.Task[Any]] = set()
-        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
-        self._pursued: set[str] = set()
-        """Ids of the sales that a background task sees to their end: nothing else may move them."""
+        self._errands = Errands(ports.log, retry_schedule_s)
+        self._turns = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._turns_of_adopted = asyncio.Semaphore(ASKED_AT_ONCE)
+        """Of their own: the buyer of a new sale must not stand behind all that a dead gateway left."""
+        self._in_hand: dict[str, asyncio.Task[Any]] = {}
+        """By the id of a sale, the task that asks for its money: nothing else may move it."""
 
     def settle(self, sale: Sale, steps: SettledSteps) -> asyncio.Task[Settlement]:
         """Ask for the money of a sale that is recorded as SETTLING.
@@ -62,32 +59,42 @@ class Settler:
         when the answer could not be recorded; asking and recording go on in the background. `SaleTakenError` when
         another gateway does that now.
         """
-        return self._spawn(self._settle(sale, steps), self._tasks)
+        task = self._errands.start(self._settle(sale, steps))
+        self._take_in_hand(sale.id, task)
+        return task
 
     def settle_soon(self, sale: Sale, change: Change, steps: SettledSteps, *, after: Recording | None) -> None:
         """Ask for the money of a sale that is SERVED, once `change` and the step to SETTLING are recorded."""
-        self._spawn(self._settle_when_recorded(sale, change, steps, after), self._tasks)
+        task = self._errands.start(self._settle_when_recorded(sale, change, steps, after))
+        self._take_in_hand(sale.id, task)
 
     async def release(self, sale: Sale | NewSale, reason: str) -> None:
         """Nothing was delivered: go back to where the buyer loses nothing, trying until it is recorded.
 
         That is RELEASED, or OWED when money has moved. A sale whose step to SETTLING was recorded although the ledger
-        could not say so is treated as after a crash: asked about until it is known. Returns after the first try, or
+        could not say so is treated as after a crash: asked about until it is known. A `NewSale` is one of which it is
+        not known whether its claim was recorded, or still will be. Returns after the first try, or
         `RELEASE_PATIENCE_S`: the payment can then be presented again at once, and a ledger that fails keeps neither
         buyer nor slot waiting.
         """
         tried = asyncio.Event()
-        self._spawn(self._go_on(attempt_of(sale), reason, tried, Delivery.NONE), self._tasks)
+        if isinstance(sale, Sale):
+            releasing = self._errands.until_done(self._going_on(sale, reason, Delivery.NONE), sale.id, tried=tried)
+        else:
+            releasing = self._errands.until_done(
+                partial(self._disown, sale, reason), sale.id, tried=tried, gives_up=_after(DISOWN_BUGS)
+            )
+        self._errands.start(releasing)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_PATIENCE_S):
                 await tried.wait()
 
     def let_go(self, sale: Sale, reason: str) -> None:
-        """Release a sale whose serving ended in a way that nobody foresaw, if nothing was delivered or asked for.
+        """Go on with a sale whose serving ended in a way that nobody foresaw, as after a crash.
 
-        One that is SETTLING is left to its settlement, or to the next start: a yes may be on its way.
+        One whose money is being asked for is left to that first: a yes may be on its way.
         """
-        self._spawn(self._go_on(sale.attempt, reason, asyncio.Event(), None, only=_IDLE), self._tasks)
+        self._go_on_soon(sale, self._going_on(sale, reason))
 
     def record_soon(
         self, sale: Sale, events: Sequence[Event], change: Change, *, after: Recording | None = None
@@ -96,7 +103,7 @@ class Settler:
 
         `after` is what must be recorded before it.
         """
-        return self._spawn(self._keep_recording(sale, events, change, after), self._tasks)
+        return self._errands.start(self._keep_recording(sale, events, change, after))
 
     async def recover(self, network: str) -> int:
         """Go on with the sales on a network that a dead process left unfinished; how many there were."""
@@ -107,244 +114,169 @@ class Settler:
                     tasks.create_task(self._resume_adopted(sale))
         return len(sales)
 
-    async def _resume_adopted(self, sale: Sale) -> None:
-        """It is ours now: nobody else would go on with it."""
-        try:
-            await self._resume(sale, _STOPPED)
-        except SaleTakenError:  # by a gateway that took us for dead
-            self._ports.log.warning("sale_taken", sale=sale.id)
-        except IllegalTransitionError as bug:  # one that cannot be gone on with must not keep the others
-            self._ports.log.error("sale_not_resumed", sale=sale.id, exc_info=bug)
-        except LedgerUnavailableError:
-            self._ports.log.error("sale_not_recorded", sale=sale.id)
-            self._spawn(self._go_on(sale.attempt, _STOPPED, asyncio.Event(), sale.delivery), self._tasks)
-
     async def drain(self, timeout_s: float) -> None:
         """Wait for settlements under way, then stop asking about unresolved ones: the ledger keeps them."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-        for task in (*self._tasks, *self._chasing):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._chasing, return_exceptions=True)
+        await self._errands.drain(timeout_s)
+
+    # ------------------------------------------------------------------------------------------------------ settling
 
     async def _settle(self, sale: Sale, steps: SettledSteps) -> Settlement:
-        settlement = await self._ask(sale)
+        settlement = await ask(self._ports, sale, has_left=False)
+        has_left = not settlement.is_unsent
         try:
-            await self._book(sale, settlement, steps(False))
-        except LedgerUnavailableError:
-            self._ports.log.error("settlement_not_recorded", sale=sale.id)
-            self._pursue(sale, steps, answer=settlement)
-            raise
+            await book(self._ports, sale, settlement, steps(False))
         except SaleTakenError:  # whoever has it asks too, and records what is true
             self._ports.log.warning("sale_taken", sale=sale.id)
             raise
-        if not _is_resolved(settlement):
-            self._pursue(sale, steps)
+        except Exception:  # foreseen or not: what is known of the money must not be lost with it
+            self._ports.log.error("settlement_not_recorded", sale=sale.id)
+            self._chase(sale.id, steps, self._turns, has_left=has_left, answer=settlement)
+            raise
+        if not is_resolved(settlement):
+            self._chase(sale.id, steps, self._turns, has_left=has_left)
         return settlement
 
     async def _settle_when_recorded(
         self, sale: Sale, change: Change, steps: SettledSteps, after: Recording | None
     ) -> None:
-        if await self._keep_recording(sale, [Event.SETTLE], change, after):
+        try:
+            is_recorded = await self._keep_recording(sale, [Event.SETTLE], change, after)
+        except IllegalTransitionError:
+            self._go_on_soon(sale, self._going_on(sale, "internal", change.delivery))
+            raise
+        if is_recorded:
             await self._settle(sale, steps)
 
-    def _pursue(self, sale: Sale, steps: SettledSteps, *, answer: Settlement | None = None) -> None:
-        """See a sale to its end in the background, once. `answer` is one that could not be recorded."""
-        if sale.id in self._pursued:
-            return
-        self._pursued.add(sale.id)
-        task = self._spawn(self._pursuit(sale, steps, answer), self._chasing)
-        task.add_done_callback(lambda _: self._pursued.discard(sale.id))
-
-    async def _pursuit(self, sale: Sale, steps: SettledSteps, answer: Settlement | None) -> None:
-        try:
-            await self._ask_or_book_until_settled(sale, steps, answer)
-        except SaleTakenError:  # another gateway took it for a dead one's, and sees it to its end
-            self._ports.log.warning("sale_taken", sale=sale.id)
-
-    async def _ask_or_book_until_settled(self, sale: Sale, steps: SettledSteps, answer: Settlement | None) -> None:
-        attempt = 0
-        while answer is not None:
-            await self._wait(attempt)
-            attempt += 1
-            try:
-                await self._book_late(sale, answer, steps(True))
-            except LedgerUnavailableError:
-                self._ports.log.error("settlement_not_recorded", sale=sale.id)
-                continue
-            if _is_resolved(answer):
-                return
-            answer = None
-        await self._ask_until_settled(sale, steps)
-
-    async def _book_late(self, sale: Sale, answer: Settlement, if_late: Sequence[Event]) -> None:
-        """Record an answer that the ledger said it could not record: it may have been recorded all the same."""
-        current = await self._ports.ledger.sale(sale.id)
-        if current is None or current.state is State.SETTLING:
-            await self._book(sale, answer, if_late)
-        elif current.state is State.REDEEMING and current.attempt == sale.attempt and Event.SERVE not in if_late:
-            # nobody serves it any more: that ended with the ledger's failure
-            with contextlib.suppress(SaleTakenError):  # somebody redeems it in between: that one is served
-                change = Change(reason=answer.reason)
-                await self._ports.ledger.record(sale.id, [Event.RELEASE], change, attempt=sale.attempt)
-
-    async def _ask_until_settled(self, sale: Sale, steps: SettledSteps) -> None:
-        """Ask again and again: the same payload moves the money at most once, so asking is safe.
-
-        A yes ends it, or a no that the chain itself says. After a lost answer a facilitator's no proves nothing: the
-        first transaction may have won, and its money moved, before the window closed or the nonce was found used.
-        """
-        attempt = 0
-        while True:
-            await self._wait(attempt)
-            attempt += 1
-            async with self._asking:
-                settlement = await self._ask(sale)
-            if settlement.outcome is not SettleOutcome.SETTLED and not settlement.is_proven:
-                self._ports.log.warning("settlement_unresolved", sale=sale.id, reason=settlement.reason)
-                continue
-            try:
-                await self._book(sale, settlement, steps(True))
-            except LedgerUnavailableError:
-                self._ports.log.error("settlement_not_recorded", sale=sale.id)
-                continue
-            return
-
-    async def _ask(self, sale: Sale) -> Settlement:
-        payload = msgspec.json.decode(sale.payload, type=PaymentPayload)
-        requirements = msgspec.json.decode(sale.requirements, type=PaymentRequirements)
-        asked_s = self._ports.clock.monotonic_s()
-        settlement = await self._ports.facilitator.settle(payload, requirements)
-        self._ports.metrics.settlement_s.observe(self._ports.clock.monotonic_s() - asked_s)
-        return settlement
-
-    async def _book(self, sale: Sale, settlement: Settlement, on_settled: Sequence[Event]) -> None:
-        ports = self._ports
-        match settlement.outcome:
-            case SettleOutcome.SETTLED:
-                change = Change(
-                    settled_atomic=sale.authorized_atomic,
-                    transaction=settlement.transaction,
-                    reason=settlement.reason,
-                    log_index=settlement.log_index,
-                )
-                recorded = await ports.ledger.record(sale.id, on_settled, change)
-                ports.metrics.revenue(sale.key.network, sale.key.asset, sale.authorized_atomic)
-            case SettleOutcome.FAILED:
-                change = Change(settled_atomic=0, reason=settlement.reason)
-                recorded = await ports.ledger.record(sale.id, [Event.SETTLE_FAILED], change)
-            case SettleOutcome.PENDING | SettleOutcome.UNKNOWN:
-                change = Change(transaction=settlement.transaction or None, reason=settlement.reason)
-                recorded = await ports.ledger.record(sale.id, [Event.SETTLE_UNKNOWN], change)
-        ports.metrics.payment(sale.offer, recorded.state)
-        ports.log.info(
-            "settlement",
-            sale=sale.id,
-            offer=sale.offer,
-            state=recorded.state.value,
-            reason=settlement.reason,
-            transaction=settlement.transaction,
-        )
-
-    async def _go_on(
+    def _chase(
         self,
-        held_by: str,
-        reason: str,
-        tried: asyncio.Event,
-        delivery: Delivery | None,
+        sale_id: str,
+        steps: SettledSteps,
+        turns: asyncio.Semaphore,
         *,
-        only: frozenset[State] = _UNFINISHED,
+        has_left: bool,
+        answer: Settlement | None = None,
     ) -> None:
-        """Resume what an attempt holds; `delivery` None: as far as is recorded."""
-        attempt = 0
-        while True:
-            try:
-                current = await self._ports.ledger.held_by(held_by)
-                if current is not None and current.id not in self._pursued and current.state in only:
-                    await self._resume(replace(current, delivery=delivery or current.delivery), reason)
-                return
-            except SaleTakenError:  # released and redeemed by another in between
-                return
-            except LedgerUnavailableError:
-                self._ports.log.error("sale_not_recorded", attempt=held_by)
-            finally:
-                tried.set()
-            await self._wait(attempt)
-            attempt += 1
+        chase = Chase(self._ports, sale_id, steps, turns, answer=answer, has_left=has_left)
+        chasing = self._errands.until_done(chase.go_on, sale_id, waits_first=True)
+        self._take_in_hand(sale_id, self._errands.start(chasing, is_endless=True))
 
-    async def _resume(self, sale: Sale, reason: str) -> None:
-        """Go on from where the ledger says a sale is, with `sale.delivery` for what was handed over."""
+    def _take_in_hand(self, sale_id: str, task: asyncio.Task[Any]) -> None:
+        def let_go(done: asyncio.Task[Any]) -> None:
+            if self._in_hand.get(sale_id) is done:  # else a chase has taken over from it
+                del self._in_hand[sale_id]
+
+        self._in_hand[sale_id] = task
+        task.add_done_callback(let_go)
+
+    # ------------------------------------------------------------------------------------------------------ going on
+
+    async def _disown(self, sale: NewSale, reason: str) -> bool:
+        freed = await self._ports.ledger.disown(sale, reason)
+        if freed is not None:
+            self._ports.metrics.payment(freed.offer, freed.state)
+        return True
+
+    def _going_on(
+        self, sale: Sale, reason: str, delivery: Delivery | None = None, *, may_have_asked: bool = False
+    ) -> Step:
+        """`_go_on` as a step. `delivery` None: as far as is recorded."""
+        return partial(self._go_on, sale.attempt, reason, delivery, may_have_asked)
+
+    def _go_on_soon(self, sale: Sale, step: Step) -> None:
+        self._errands.start(self._errands.until_done(step, sale.id))
+
+    async def _go_on(self, attempt: str, reason: str, delivery: Delivery | None, may_have_asked: bool) -> bool:
+        """Resume what an attempt holds."""
+        current = await self._ports.ledger.held_by(attempt)
+        if current is None or current.state not in _UNFINISHED:
+            return True
+        if (asking := self._in_hand.get(current.id)) is not None:
+            step = partial(self._go_on, attempt, reason, delivery, may_have_asked)
+            self._errands.start(self._go_on_after(asking, step, current.id), is_endless=True)
+            return True
+        current = replace(current, delivery=delivery or current.delivery)
+        try:
+            await self._resume(current, reason, self._turns, may_have_asked=may_have_asked)
+        except IllegalTransitionError:  # a step of ours whose answer was lost has come to light in between
+            self._ports.log.warning("sale_moved", sale=current.id)
+            return False
+        return True
+
+    async def _go_on_after(self, asking: asyncio.Task[Any], step: Step, sale_id: str) -> bool:
+        """What is left when its money was asked for: nothing, unless it is kept for an answer that nobody serves."""
+        await asyncio.wait((asking,))
+        return await self._errands.until_done(step, sale_id)
+
+    async def _resume_adopted(self, sale: Sale) -> None:
+        """It is ours now: nobody else would go on with it."""
+        may_have_asked = sale.state in UNRESOLVED  # the dead one; nobody knows
+        again = self._going_on(sale, _STOPPED, sale.delivery, may_have_asked=may_have_asked)
+        try:
+            await self._resume(sale, _STOPPED, self._turns_of_adopted, may_have_asked=may_have_asked)
+        except SaleTakenError:  # by a gateway that took us for dead
+            self._ports.log.warning("sale_taken", sale=sale.id)
+        except LedgerUnavailableError:
+            self._ports.log.error("sale_not_recorded", sale=sale.id)
+            self._go_on_soon(sale, again)
+        except Exception as bug:  # an edge: one that cannot be gone on with must not keep the others
+            self._ports.log.error("sale_not_resumed", sale=sale.id, exc_info=bug)
+            self._go_on_soon(sale, again)
+
+    async def _resume(self, sale: Sale, reason: str, turns: asyncio.Semaphore, *, may_have_asked: bool) -> None:
+        """Go on from where the ledger says a sale is, with `sale.delivery` for what was handed over.
+
+        `may_have_asked`: somebody may have asked for its money whose answer is lost. What is in nobody's hands here,
+        and was not adopted in the middle of it, was never asked about: the first no is to be believed.
+        """
         ledger, handed_over = self._ports.ledger, Change(delivery=sale.delivery)
         late = [Event.SETTLED_UNDELIVERED] if sale.delivery is Delivery.NONE else [Event.SETTLED]
         match sale.state:
             case State.CLAIMED | State.SERVING | State.REDEEMING:
                 await self._free(sale, reason)
+                return
             case State.SERVED if sale.delivery is Delivery.NONE:  # policy AFTER: nothing left, and nobody was asked
                 await self._free(sale, reason)
+                return
             case State.SERVED:
-                await ledger.record(sale.id, [Event.SETTLE, Event.SETTLE_UNKNOWN], handed_over)
-                self._pursue(sale, lambda _: late)
+                await ledger.record(sale.id, [Event.SETTLE], handed_over)
             case State.SETTLING:
                 await ledger.record(sale.id, [Event.SETTLE_UNKNOWN], handed_over)
-                self._pursue(sale, lambda _: late)
-            case State.SETTLE_UNKNOWN:
-                self._pursue(sale, lambda _: late)
-            case _:
-                self._ports.log.error("adopted_a_finished_sale", sale=sale.id, state=sale.state.value)
+        self._chase(sale.id, lambda _: late, turns, has_left=may_have_asked)
 
     async def _free(self, sale: Sale, reason: str) -> None:
         """Back to where the buyer loses nothing: RELEASED, or OWED from REDEEMING."""
         freed = await self._ports.ledger.record(sale.id, [Event.RELEASE], Change(reason=reason), attempt=sale.attempt)
         self._ports.metrics.payment(freed.offer, freed.state)
 
+    # ----------------------------------------------------------------------------------------------------- recording
+
     async def _keep_recording(
         self, sale: Sale, events: Sequence[Event], change: Change, after: Recording | None
     ) -> bool:
-        """False when another holds the sale now, and nothing was recorded."""
+        """False when another holds the sale now, and nothing was recorded. Raises `IllegalTransitionError`."""
         if after is not None:
             await asyncio.wait((after,))
-        tries = 0
-        while True:
-            try:
-                recorded = await self._ports.ledger.record(sale.id, events, change, attempt=sale.attempt)
-            except SaleTakenError:  # adopted and released, then redeemed by another: that one's record counts
-                self._ports.log.warning("sale_taken", sale=sale.id)
-                return False
-            except LedgerUnavailableError:
-                self._ports.log.error("sale_not_recorded", sale=sale.id)
-                await self._wait(tries)
-                tries += 1
-            else:
-                if events:
-                    self._ports.metrics.payment(recorded.offer, recorded.state)
-                return True
+        entry = Entry(self._ports.ledger, sale, events, change)
 
-    async def _wait(self, attempt: int) -> None:
-        await asyncio.sleep(self._schedule_s[min(attempt, len(self._schedule_s) - 1)])
+        async def step() -> bool:
+            recorded = await entry.record()
+            if events:
+                self._ports.metrics.payment(recorded.offer, recorded.state)
+            return True
 
-    def _spawn(self, work: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(self._report)
-        return task
+        return await self._errands.until_done(step, sale.id, gives_up=_is_illegal)
 
-    def _report(self, task: asyncio.Task[Any]) -> None:
-        """A background loop's edge: a bug must not vanish with its task."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, _TOLD):  # where it was met
-            self._ports.log.error("settler_failed", error=type(error).__name__, exc_info=error)
+
+def _is_illegal(bug: Exception) -> bool:
+    return isinstance(bug, IllegalTransitionError)
+
+
+def _after(count: int) -> Callable[[Exception], bool]:
+    """Whether it is the `count`th time that this is asked, or later."""
+    times = itertools.count(1)
+    return lambda _: next(times) >= count
 
 
 def _in_parts(sales: Sequence[Sale], size: int) -> Iterator[Sequence[Sale]]:
     """In order, `size` at a time."""
     return (sales[start : start + size] for start in range(0, len(sales), size))
-
-
-def attempt_of(sale: Sale | NewSale) -> str:
-    """The attempt that holds a sale, or would hold one whose claim may have been recorded."""
-    return sale.attempt if isinstance(sale, Sale) else sale.id
-
-
-def _is_resolved(settlement: Settlement) -> bool:
-    return settlement.outcome in (SettleOutcome.SETTLED, SettleOutcome.FAILED)

@@ -43,6 +43,8 @@ async def relay(
     till.live.saw_output()
     first_s = till.ports.clock.monotonic_s() - call.received_s
     settling = await terms.stream_begins()
+    if isinstance(settling, Refusal):
+        return settling
     response = web.StreamResponse(status=answer.status, headers=_head(call, terms, answer))
     passing = _Passing(call, response, settling, terms, patience_s=till.patience.reader_s)
     delivery = await passing.run(held, meter, None if has_ended else answer)

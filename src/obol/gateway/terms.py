@@ -16,6 +16,7 @@ from obol.core.usage import Usage
 from obol.gateway.receipts import Headers, ReceiptHeaders
 from obol.gateway.replies import Reason, Refusal
 from obol.gateway.till import Till
+from obol.x402.exact import SETTLE_MARGIN_S
 from obol.x402.facilitator import Settlement, SettleOutcome
 
 _SERVED = (Event.SERVE, Event.OUTPUT)
@@ -34,8 +35,9 @@ class Terms(Protocol):
         """The receipt headers of an answer, as things stand now."""
         ...
 
-    async def stream_begins(self) -> asyncio.Task[Settlement] | None:
-        """Output exists and is about to leave. A returned task may end in a definite refusal, which cuts the stream."""
+    async def stream_begins(self) -> asyncio.Task[Settlement] | Refusal | None:
+        """Output exists and is about to leave; a refusal means that it must not. A returned task may end in a definite
+        refusal, which cuts the stream."""
         ...
 
     def stream_has_begun(self) -> None:
@@ -80,7 +82,10 @@ class OnOutput:
     def headers(self) -> Headers:
         return self._headers
 
-    async def stream_begins(self) -> asyncio.Task[Settlement] | None:
+    async def stream_begins(self) -> asyncio.Task[Settlement] | Refusal | None:
+        expired = await self._expired()
+        if expired is not None:
+            return expired
         self._goes_ahead = True
         if self._is_after() and await self._trust(_SERVED):
             self._settles_at_end = True
@@ -97,6 +102,9 @@ class OnOutput:
         await _recorded(self._begun)
 
     async def answer_is_ready(self) -> Refusal | None:
+        expired = await self._expired()
+        if expired is not None:
+            return expired
         if await self._trust(_SERVED if self._is_after() else _SETTLING):
             self._goes_ahead = True
             self._settles_at_end = self._is_after()
@@ -125,6 +133,14 @@ class OnOutput:
     async def nothing_served(self, reason: str) -> None:
         self._headers = self._receipt.unused(reason)
         await self._till.settler.release(self._sale, reason)
+
+    async def _expired(self) -> Refusal | None:
+        """The model took longer than the payment is good for: it would be refused when it is settled."""
+        if self._sale.valid_before_s >= self._till.ports.clock.now_s() + SETTLE_MARGIN_S:
+            return None
+        await self.nothing_served(Reason.PAYMENT_INVALID.value)
+        text = "the payment expired while the answer was made, and was not used: sign one that is valid for longer"
+        return Refusal(Reason.PAYMENT_INVALID, text, headers=self._headers)
 
     def _is_after(self) -> bool:
         return self._till.live.offer.settlement is SettlementPolicy.AFTER
@@ -175,7 +191,8 @@ class Paid:
         return self._headers
 
     async def stream_begins(self) -> None:
-        """The money has moved; that something was handed over is recorded when it was."""
+        """That something was handed over is recorded when it was."""
+        await self._still_ours()
 
     def stream_has_begun(self) -> None:
         started = Change(delivery=Delivery.STARTED)
@@ -185,7 +202,7 @@ class Paid:
         await _recorded(self._begun)
 
     async def answer_is_ready(self) -> None:
-        """The money has moved: nothing stands between the answer and its buyer."""
+        await self._still_ours()
 
     async def ended(self, delivery: Delivery, usage: Usage) -> None:
         if self._begun is not None:
@@ -197,6 +214,11 @@ class Paid:
     async def nothing_served(self, reason: str) -> None:
         self._headers = self._owed_headers
         await self._till.settler.release(self._sale, reason)
+
+    async def _still_ours(self) -> None:
+        """Raises `SaleTakenError` where another gateway took us for dead while the model thought: the answer is its to
+        give."""
+        await self._till.ports.ledger.record(self._sale.id, [], attempt=self._sale.attempt)
 
 
 class Waived:

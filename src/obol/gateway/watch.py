@@ -1,8 +1,9 @@
 """Watching the upstream, so that a buyer is told 503 before a quote, and the ledger for sales of gateways that died."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
+
+import structlog
 
 from obol.errors import LedgerUnavailableError, UpstreamError, UpstreamTimeoutError
 from obol.gateway.live_offer import LiveOffer
@@ -16,12 +17,22 @@ ADOPT_INTERVAL_S = 30.0
 """Between looks for sales that another gateway on the same ledger left unfinished when it died."""
 
 
-async def adopt_from_the_dead(settler: Settler, network: str, *, interval_s: float = ADOPT_INTERVAL_S) -> None:
+async def adopt_from_the_dead(
+    settler: Settler,
+    network: str,
+    log: structlog.typing.FilteringBoundLogger,
+    *,
+    interval_s: float = ADOPT_INTERVAL_S,
+) -> None:
     """Look for ever; a ledger that cannot be asked now is asked again later."""
     while True:
         await asyncio.sleep(interval_s)
-        with contextlib.suppress(LedgerUnavailableError):  # whoever sells meanwhile is told, and logs it
+        try:
             await settler.recover(network)
+        except LedgerUnavailableError:
+            continue  # whoever sells meanwhile is told, and logs it
+        except Exception as bug:  # a background loop's edge: the dead are to be looked for all the same
+            log.error("adopting_failed", exc_info=bug)
 
 
 async def watch_upstream(
