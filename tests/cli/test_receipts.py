@@ -1,14 +1,19 @@
 import asyncio
+import contextlib
 import csv
 import io
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from obol.adapters.paths import ledger_file
 from obol.cli.exit_codes import ExitCode
 from obol.cli.sale_filter import parse_when
 from obol.errors import SettingsError
+from obol.x402.eip712 import checksum_address
+from tests.adapters.payments import USDC
 from tests.cli.conftest import Run
 from tests.cli.kept_books import keep_books
 
@@ -84,6 +89,19 @@ def test_no_text_from_outside_becomes_a_formula(run: Run, tmp_path: Path, reason
     assert row["reason"].startswith("'")
 
 
+@pytest.mark.parametrize(
+    ("reason", "cell"), [("see;=1+1", "see;'=1+1"), ("a; @SUM(A1)", "a;' @SUM(A1)"), ("a;b", "a;b")]
+)
+def test_nor_does_one_where_a_spreadsheet_splits_at_semicolons(
+    run: Run, tmp_path: Path, reason: str, cell: str
+) -> None:
+    asyncio.run(keep_books(tmp_path, settled=1, reason=reason))
+
+    (row,) = csv.DictReader(io.StringIO(run("receipts", "export", *on(tmp_path)).stdout, newline=""))
+
+    assert row["reason"] == cell
+
+
 @pytest.mark.parametrize("count", [0, 1, 501])
 def test_an_export_holds_every_sale_of_every_page(run: Run, tmp_path: Path, count: int) -> None:
     ids = asyncio.run(keep_books(tmp_path, settled=count))
@@ -95,12 +113,26 @@ def test_an_export_holds_every_sale_of_every_page(run: Run, tmp_path: Path, coun
     assert [json.loads(line) for line in lines] == whole
 
 
-def test_an_exported_file_is_private_and_replaces_the_older_one(run: Run, tmp_path: Path) -> None:
+def test_an_exported_file_replaces_an_older_one_only_on_demand_and_never_a_ledger(run: Run, tmp_path: Path) -> None:
+    asyncio.run(keep_books(tmp_path))
+    older, copy = tmp_path / "sales.csv", tmp_path / "copy.sqlite3"
+    older.write_text("old")
+    run("ledger", "backup", str(copy), *on(tmp_path))
+    held = copy.read_bytes()
+
+    for file, force in ((older, ()), (copy, ()), (copy, ("--force",))):
+        result = run("receipts", "export", "--output", str(file), *force, *on(tmp_path))
+        assert result.exit_code == ExitCode.USAGE
+        assert "--output" in result.stderr
+    assert (older.read_text(), copy.read_bytes()) == ("old", held)
+
+
+def test_an_exported_file_is_private(run: Run, tmp_path: Path) -> None:
     asyncio.run(keep_books(tmp_path))
     file = tmp_path / "sales.csv"
     file.write_text("old")
 
-    result = run("receipts", "export", "--output", str(file), *on(tmp_path))
+    result = run("receipts", "export", "--output", str(file), "--force", *on(tmp_path))
 
     assert (result.exit_code, result.stdout) == (0, "")
     assert file.stat().st_mode & 0o777 == 0o600
@@ -111,9 +143,33 @@ def test_an_export_that_fails_leaves_the_older_file(run: Run, tmp_path: Path) ->
     file = tmp_path / "sales.csv"
     file.write_text("old")
 
-    result = run("receipts", "export", "--output", str(file), *on(tmp_path / "none"))
+    result = run("receipts", "export", "--output", str(file), "--force", *on(tmp_path / "none"))
 
     assert (result.exit_code, file.read_text(), list(tmp_path.iterdir())) == (ExitCode.USAGE, "old", [file])
+
+
+def test_addresses_are_spelled_in_one_way(run: Run, tmp_path: Path) -> None:
+    asyncio.run(keep_books(tmp_path, settled=1))
+    payer, usdc = checksum_address("0x" + "ab" * 20), USDC.address
+
+    (row,) = json.loads(run("receipts", "list", *on(tmp_path)).stdout)
+    (cells,) = csv.DictReader(io.StringIO(run("receipts", "export", *on(tmp_path)).stdout, newline=""))
+    (total,) = json.loads(run("receipts", "list", "--totals", "payer", *on(tmp_path)).stdout)
+
+    assert (row["payer"], row["asset"], row["pay_to"]) == (payer, usdc, checksum_address(row["pay_to"]))
+    assert (cells["payer"], cells["asset"], cells["pay_to"]) == (payer, usdc, row["pay_to"])
+    assert (total["payer"], total["asset"]) == (payer, usdc)
+
+
+def test_a_row_that_is_no_sale_is_named_as_such(run: Run, tmp_path: Path) -> None:
+    asyncio.run(keep_books(tmp_path, settled=1))
+    with contextlib.closing(sqlite3.connect(ledger_file(tmp_path, devnet=True))) as file, file:
+        file.execute("UPDATE sale SET state = 'bogus'")
+
+    result = run("receipts", "list", *on(tmp_path))
+
+    assert result.exit_code == ExitCode.UNSOUND
+    assert "obol ledger check" in result.stderr
 
 
 def test_a_sale_is_shown_by_its_id(run: Run, tmp_path: Path) -> None:

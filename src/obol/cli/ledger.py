@@ -6,7 +6,7 @@ import click
 
 from obol.cli import output
 from obol.cli.exit_codes import ExitCode
-from obol.cli.ledger_file import LedgerPlace, existing_ledger_file, ledger_options, open_existing_ledger, sales_of
+from obol.cli.ledger_file import LedgerPlace, existing_ledger_file, ledger_options
 
 
 @click.group()
@@ -14,36 +14,41 @@ def ledger() -> None:
     """Check the ledger, and copy it while it is in use."""
 
 
-@ledger.command()
+@ledger.command(short_help="Look for what cannot be true.")
 @ledger_options
 @output.json_option
 def check(place: LedgerPlace, as_json: bool) -> None:
-    """Look for what cannot be true: damage of the file, and sales that contradict themselves or each other.
+    """Look for what cannot be true: damage of the file, and sales that contradict themselves, each other, or the
+    payments that they were claimed with.
 
     Exit code 8 and a list when there is any. Nothing is repaired.
     """
+    from obol.cli.ledger_check import check_ledger
     from obol.cli.runtime import run_async
 
-    count, flaws = run_async(_check(place))
+    checked = run_async(check_ledger(place))
     if output.wants_json(as_json):
-        output.print_json({"sales": count, "flaws": flaws})
-    elif flaws:
-        output.show_table(flaws, title="Flaws")
+        output.print_json({"sales": checked.sales, "flaws": checked.flaws})
+    elif not checked.flaws:
+        click.echo(f"Sound: {checked.sales} {'sale' if checked.sales == 1 else 'sales'}, no flaws.")
     else:
-        click.echo(f"Sound: {count} sales, no flaws.")
-    if flaws:
-        hint = "Keep a copy of the files before anything else: `obol ledger backup`."
-        raise output.CommandError(f"the ledger has {len(flaws)} flaws", code=ExitCode.UNSOUND, hint=hint)
+        for flaw in checked.flaws:
+            click.echo(output.printable(f"{flaw['sale'] or 'the ledger'}: {flaw['flaw']}"))
+    if checked.flaws:
+        count = "1 flaw" if len(checked.flaws) == 1 else f"{len(checked.flaws)} flaws"
+        hint = "Keep a copy of its files before anything else."
+        raise output.CommandError(f"the ledger has {count}", code=ExitCode.UNSOUND, hint=hint)
 
 
-@ledger.command()
+@ledger.command(short_help="Copy the ledger to a new file.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @ledger_options
 @output.json_option
 def backup(file: Path, place: LedgerPlace, as_json: bool) -> None:
-    """Copy the ledger to the new FILE (0600), as it is at one instant, and check the copy.
+    """Copy the ledger to the new FILE (0600), as it is at one instant.
 
-    Gateways may run. FILE holds signed payments: keep it as safe as the ledger.
+    Gateways may run. The copy is whole when it is there; what its sales say is not looked at (`obol ledger check`
+    does). FILE holds signed payments: keep it as safe as the ledger.
     """
     from obol.adapters.ledger_backup import back_up
     from obol.errors import SettingsError
@@ -54,16 +59,3 @@ def backup(file: Path, place: LedgerPlace, as_json: bool) -> None:
     written = back_up(source, file)
     facts = {"file": str(file), "sales": written.sales, "bytes": written.size_bytes}
     output.show(facts, title="Backup", as_json=as_json)
-
-
-async def _check(place: LedgerPlace) -> tuple[int, list[dict[str, str]]]:
-    from obol.core.integrity import Checker
-    from obol.core.ledger import EVERY_SALE
-
-    checker, count = Checker(), 0
-    async with open_existing_ledger(place) as opened:
-        flaws = [{"sale": "", "flaw": text} for text in await opened.flaws()]
-        async for sale in sales_of(opened, EVERY_SALE):
-            count += 1
-            flaws += [{"sale": flaw.sale, "flaw": flaw.text} for flaw in checker.check(sale)]
-    return count, flaws

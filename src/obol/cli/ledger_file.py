@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from obol.cli.exit_codes import ExitCode
+from obol.cli.output import CommandError
 from obol.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def _place(data_dir: Path | None, devnet: bool, variable: str | None) -> LedgerP
         return LedgerPlace(data_dir, devnet)
     if devnet or data_dir is not None:
         raise SettingsError("--ledger-env", "contradicts --data-dir and --devnet: say where one ledger is")
+    if not variable.isidentifier():  # such as the URL itself, with its password: it is not said again
+        raise SettingsError("--ledger-env", "is the name of an environment variable, which holds the URL")
     url = os.environ.get(variable)
     if not url:
         raise SettingsError("--ledger-env", f"the environment variable {variable} is not set or is empty")
@@ -87,10 +91,14 @@ async def open_existing_ledger(place: LedgerPlace) -> "AsyncIterator[Ledger]":
 
 
 async def sales_of(ledger: "Ledger", which: "SaleFilter") -> "AsyncIterator[Sale]":
-    """Every sale that fits, oldest first, a page at a time."""
+    """Every sale that fits, oldest first, a page at a time. Raises `CommandError` where a row is no sale."""
     cursor: int | None = None
     while True:
-        page = await ledger.page(which, after=cursor)
+        try:
+            page = await ledger.page(which, after=cursor)
+        except ValueError as error:
+            hint = "`obol ledger check` says what is wrong with it."
+            raise CommandError("a row of the ledger is no sale", code=ExitCode.UNSOUND, hint=hint) from error
         for sale in page.sales:
             yield sale
         cursor = page.cursor

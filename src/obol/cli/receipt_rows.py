@@ -1,9 +1,10 @@
 """A sale as a row of public values, for tables, JSON and CSV. The signed payload is never part of it."""
 
+import re
 from datetime import UTC, datetime
 
 from obol.core.money import format_amount
-from obol.core.networks import DEFAULT_CATALOGUE, Asset
+from obol.core.networks import DEFAULT_CATALOGUE, Asset, canonical_address
 from obol.core.sale import Sale, receipt_of
 
 COLUMNS = (
@@ -31,6 +32,8 @@ COLUMNS = (
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """First characters that make a spreadsheet calculate."""
+_AFTER_SEMICOLON = re.compile(r";(?=\s*[=+@-])")
+"""Where some spreadsheets begin another cell, whatever the file says."""
 
 
 def receipt_row(sale: Sale) -> dict[str, object]:
@@ -43,10 +46,10 @@ def receipt_row(sale: Sale) -> dict[str, object]:
         "updated": iso(receipt.updated_s),
         "offer": receipt.offer,
         "model": receipt.model,
-        "payer": receipt.payer,
-        "pay_to": receipt.pay_to,
+        "payer": spelled(receipt.payer),
+        "pay_to": spelled(receipt.pay_to),
         "network": receipt.network,
-        "asset": receipt.asset,
+        "asset": spelled(receipt.asset),
         "symbol": asset.symbol if asset else None,
         "authorized": decimals_of(receipt.authorized_atomic, asset),
         "authorized_atomic": str(receipt.authorized_atomic),
@@ -66,7 +69,7 @@ def csv_cell(value: object) -> object:
     """A value on one line that no spreadsheet takes for a formula: text that would be one begins with an apostrophe."""
     if not isinstance(value, str):
         return "" if value is None else value
-    line = "".join(c if c.isprintable() else " " for c in value)
+    line = _AFTER_SEMICOLON.sub(";'", "".join(c if c.isprintable() else " " for c in value))
     return "'" + line if value.startswith(_FORMULA) else line
 
 
@@ -74,6 +77,19 @@ def known_asset(network: str, address: str) -> Asset | None:
     """The token of our catalogue at an address, or None."""
     there = DEFAULT_CATALOGUE.find_network(network)
     return None if there is None else DEFAULT_CATALOGUE.find_asset(there, address)
+
+
+def asset_name(network: str, address: str) -> str:
+    """A token for people, by the names of our catalogue where it has any."""
+    asset = known_asset(network, address)
+    return f"{asset.symbol} on {asset.network.name}" if asset else f"{spelled(address)} on {network}"
+
+
+def spelled(address: str) -> str:
+    """An address in its EIP-55 spelling, as everything here emits it; what is none stays as it is."""
+    from obol.x402.eip712 import checksum_address
+
+    return address if canonical_address(address) is None else checksum_address(address)
 
 
 def decimals_of(amount_atomic: int | None, asset: Asset | None) -> str | None:

@@ -11,9 +11,10 @@ import click
 from obol.cli import output
 from obol.cli.exit_codes import ExitCode
 from obol.cli.ledger_file import LedgerPlace, ledger_options, open_existing_ledger, sales_of
-from obol.cli.receipt_rows import COLUMNS, amount_text, csv_cell, decimals_of, iso, known_asset, receipt_row
+from obol.cli.receipt_rows import COLUMNS, csv_cell, receipt_row
+from obol.cli.receipt_text import show_sale, show_sales, show_totals
 from obol.cli.sale_filter import filter_options, sale_filter
-from obol.core.totals import By, Column, Line, Total, Totals
+from obol.core.totals import By, Totals
 
 if TYPE_CHECKING:
     from obol.core.ledger import SaleFilter
@@ -39,14 +40,13 @@ def list_(place: LedgerPlace, totals: str | None, limit: int, as_json: bool, **c
     if totals is not None:
         sums = Totals(By(totals))
         _each_sale(place, which, sums.add)
-        _show_totals(sums, totals, as_json=as_json)
+        show_totals(sums, totals, as_json=as_json)
         return
     newest: deque[Sale] = deque(maxlen=limit)
     seen = _each_sale(place, which, newest.append)
     if seen > limit:
         output.note(f"the newest {limit} of {seen} sales: --limit shows more, `obol receipts export` writes all")
-    rows = [receipt_row(sale) for sale in newest] if output.wants_json(as_json) else [_short(sale) for sale in newest]
-    output.show_table(rows, title="Sales", as_json=as_json)
+    show_sales(newest, as_json=as_json)
 
 
 @receipts.command()
@@ -64,22 +64,25 @@ def show(sale_id: str, place: LedgerPlace, as_json: bool) -> None:
     sale = run_async(find())
     if sale is None:
         raise output.CommandError("the ledger has no sale of that id", code=ExitCode.NOT_FOUND)
-    output.show(receipt_row(sale), title="Receipt", as_json=as_json)
+    show_sale(sale, as_json=as_json)
 
 
 @receipts.command()
 @filter_options
 @click.option("--format", "as_format", type=click.Choice(["csv", "json", "jsonl"]), default="csv", show_default=True)
-@click.option("--output", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write this file, whole, 0600.")
+@click.option(
+    "--output", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write this new file, whole, 0600."
+)
+@click.option("--force", is_flag=True, help="Replace the file of --output; never a ledger or a key.")
 @ledger_options
-def export(place: LedgerPlace, as_format: str, file: Path | None, **chosen: Any) -> None:
+def export(place: LedgerPlace, as_format: str, file: Path | None, force: bool, **chosen: Any) -> None:
     """Write every sale that fits, oldest first, to stdout or a file.
 
     Amounts are exact, in atomic units and in units of the asset. A text that a spreadsheet would take for a formula
     begins with an apostrophe in CSV.
     """
     which = _filter(chosen)
-    with _target(file) as stream, _WRITERS[as_format](stream) as write:
+    with _target(file, may_replace=force) as stream, _WRITERS[as_format](stream) as write:
         count = _each_sale(place, which, lambda sale: write(receipt_row(sale)))
     if file is not None:
         output.note(f"wrote {count} sales to {file}")
@@ -106,51 +109,8 @@ def _each_sale(place: LedgerPlace, which: "SaleFilter", use: "Callable[[Sale], N
     return run_async(read())
 
 
-def _short(sale: "Sale") -> dict[str, object]:
-    """What fits on a terminal."""
-    return {
-        "id": sale.id,
-        "claimed": iso(sale.created_s),
-        "offer": sale.offer,
-        "payer": sale.key.payer,
-        "amount": amount_text(sale.authorized_atomic, known_asset(sale.key.network, sale.key.asset)),
-        "state": sale.state.value,
-        "delivery": sale.delivery.value,
-    }
-
-
-def _show_totals(sums: Totals, by: str, *, as_json: bool) -> None:
-    row = _total_record if output.wants_json(as_json) else _total_row
-    output.show_table([row(by, line, total) for line, total in sums.lines()], title=f"Totals by {by}", as_json=as_json)
-
-
-def _total_record(by: str, line: Line, total: Total) -> dict[str, object]:
-    asset = known_asset(line.network, line.asset)
-    record: dict[str, object] = {by: line.name, "network": line.network, "asset": line.asset}
-    record |= {"symbol": asset.symbol if asset else None, "sales": total.count}
-    for column in Column:
-        amount_atomic = total.amounts_atomic.get(column, 0)
-        record |= {
-            f"{column}_count": total.counts.get(column, 0),
-            f"{column}_atomic": str(amount_atomic),
-            column.value: decimals_of(amount_atomic, asset),
-        }
-    return record
-
-
-def _total_row(by: str, line: Line, total: Total) -> dict[str, object]:
-    asset = known_asset(line.network, line.asset)
-    token = asset.symbol if asset else line.asset
-    row: dict[str, object] = {} if by == By.ASSET else {by: line.name}
-    row |= {"asset": f"{token} on {asset.network.name if asset else line.network}", "sales": total.count}
-    for column in Column:
-        count, amount_atomic = total.counts.get(column, 0), total.amounts_atomic.get(column, 0)
-        row[column.value] = f"{decimals_of(amount_atomic, asset) or amount_atomic} ({count})" if count else "-"
-    return row
-
-
 @contextlib.contextmanager
-def _target(file: Path | None) -> Iterator[TextIO]:
+def _target(file: Path | None, *, may_replace: bool) -> Iterator[TextIO]:
     """Stdout, or a file that appears when it is whole and is readable by its owner only."""
     import sys
 
@@ -159,7 +119,7 @@ def _target(file: Path | None) -> Iterator[TextIO]:
     if file is None:
         yield sys.stdout
         return
-    with whole_file(file, field="--output") as stream:
+    with whole_file(file, field="--output", may_replace=may_replace) as stream:
         yield stream
 
 

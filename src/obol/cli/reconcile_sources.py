@@ -1,20 +1,22 @@
 """Where the transfers of a reconciliation come from: the nodes of a chain, or the devnet's file."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from obol.core.reconciliation import CLOCK_SKEW_S
 from obol.core.transfer import Transfer
 from obol.errors import SettingsError
 
 if TYPE_CHECKING:
     from obol.adapters.chain_devnet import DevnetChain
+    from obol.adapters.chain_evm import Log
     from obol.core.clock import Clock
 
-CLOCK_SKEW_S = 60
-"""By how much a chain's clock and a gateway's may differ."""
+_QUESTIONS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,15 @@ class Source(Protocol):
 
     network: str | None
 
-    async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float) -> Reading:
-        """The transfers of a token to any of these addresses since then, with room for clocks that differ."""
+    async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float | None) -> Reading:
+        """The transfers of a token to any of these addresses since then, with room for clocks that differ.
+
+        Raises `SettingsError` naming `--since` where it must be said, and is None.
+        """
+        ...
+
+    async def dated(self, transfers: Sequence[Transfer]) -> list[Transfer]:
+        """The same with the times of their blocks."""
         ...
 
 
@@ -52,6 +61,10 @@ class ChainView(Protocol):
 
     async def transfers(self, token: str, pay_to: str, from_block: int, to_block: int) -> list[Transfer]: ...
 
+    async def logs(
+        self, address: str, topics: Sequence[str | Sequence[str] | None], from_block: int, to_block: int
+    ) -> "list[Log]": ...
+
 
 class ChainSource:
     """Reads blocks that have `confirmations`, 1 being the newest block's."""
@@ -61,14 +74,30 @@ class ChainSource:
         self._chain = chain
         self._confirmations = confirmations
 
-    async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float) -> Reading:  # noqa: ARG002
+    async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float | None) -> Reading:  # noqa: ARG002
+        """See the port: every transfer with the authorization that made it."""
+        from obol.adapters.evm_authorizations import with_authorizations
+
+        if since_s is None:
+            raise SettingsError("--since", "no sale says from when on the chain is to be read: name a time")
         newest = await self._chain.block("latest")
         last = await self._chain.block(max(0, newest.number - self._confirmations + 1))
         first = await first_block_at(self._chain, since_s - CLOCK_SKEW_S, last.number)
         transfers: list[Transfer] = []
         for pay_to in sorted(pay_tos):
             transfers += await self._chain.transfers(asset, pay_to, first, last.number)
-        return Reading(transfers, last.timestamp_s - CLOCK_SKEW_S)
+        made = await with_authorizations(self._chain, asset, transfers)
+        return Reading(made, last.timestamp_s - CLOCK_SKEW_S)
+
+    async def dated(self, transfers: Sequence[Transfer]) -> list[Transfer]:
+        """See the port."""
+        blocks = sorted({one.block for one in transfers})
+        times: dict[int, int] = {}
+        for start in range(0, len(blocks), _QUESTIONS_AT_ONCE):
+            piece = blocks[start : start + _QUESTIONS_AT_ONCE]
+            found = await asyncio.gather(*map(self._chain.block, piece))
+            times |= {number: block.timestamp_s for number, block in zip(piece, found, strict=True)}
+        return [replace(one, time_s=times[one.block]) for one in transfers]
 
 
 class DevnetSource:
@@ -79,18 +108,23 @@ class DevnetSource:
         self._chain = chain
         self._clock = clock
 
-    async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float) -> Reading:
+    async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float | None) -> Reading:
+        """See the port."""
         token = self._chain.asset(network, asset)
         if token is None:
             raise SettingsError("--asset", f"the devnet has no token {asset} on {network}")
         until_s = self._clock.now_s()
         moved = [one for pay_to in sorted(pay_tos) for one in await self._chain.transfers(token, payee=pay_to)]
         transfers = [
-            Transfer(one.transaction, 0, 0, one.payer, one.payee, one.amount_atomic)
+            Transfer(one.transaction, 0, 0, one.payer, one.payee, one.amount_atomic, one.nonce, one.at_s)
             for one in moved
-            if one.at_s >= since_s - CLOCK_SKEW_S
+            if since_s is None or one.at_s >= since_s - CLOCK_SKEW_S
         ]
         return Reading(transfers, until_s)
+
+    async def dated(self, transfers: Sequence[Transfer]) -> list[Transfer]:
+        """See the port: they are."""
+        return list(transfers)
 
 
 async def first_block_at(chain: ChainView, time_s: float, last: int) -> int:

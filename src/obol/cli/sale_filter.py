@@ -52,7 +52,7 @@ def sale_filter(  # noqa: PLR0913 - the options
         since_s=None if since is None else parse_when(since, now_s, field="--since"),
         until_s=None if until is None else parse_when(until, now_s, field="--until"),
         offer=offer,
-        payer=None if payer is None else _address(payer, "--payer"),
+        payer=None if payer is None else address(payer, "--payer"),
         network=None if network is None else caip2(network),
         asset=None if asset is None else asset_address(asset, network),
         states=frozenset(map(State, states)) or None,
@@ -88,19 +88,20 @@ def asset_address(asset: str, network: str | None) -> str:
     """The lower-case contract address of a token, given as one or as a symbol on a network."""
     from obol.core.networks import DEFAULT_CATALOGUE, canonical_address
 
-    address = canonical_address(asset)
-    if address is not None:
-        return address
+    contract = canonical_address(asset)
+    if contract is not None:
+        return contract
     if network is None:
         raise SettingsError("--asset", f"{asset!r} is on more than one network: add --network, or give the address")
     there = DEFAULT_CATALOGUE.network(network, field="--network")
     return DEFAULT_CATALOGUE.asset(there, asset, field="--asset").address.lower()
 
 
-def _address(text: str, field: str) -> str:
+def address(text: str, field: str) -> str:
+    """The lower-case form of an address. Raises `SettingsError` naming `field`."""
     from obol.core.networks import canonical_address
 
-    address = canonical_address(text)
-    if address is None:
+    canonical = canonical_address(text)
+    if canonical is None:
         raise SettingsError(field, f"{text!r} is not an address: 0x and 40 hex digits")
-    return address
+    return canonical

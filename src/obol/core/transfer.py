@@ -11,6 +11,11 @@ class Transfer:
     log_index: int
     """In its block."""
     block: int
+    """0 where there are none: on the devnet."""
     payer: str
     pay_to: str
     amount_atomic: int
+    nonce: str | None = None
+    """Of the payer's EIP-3009 authorization that made it; "" where none did, None where that is not known."""
+    time_s: float | None = None
+    """Of its block, in Unix seconds, where it was asked for."""
