@@ -24,8 +24,8 @@ from obol.gateway.settings import offer_of
 from obol.x402.client import payment_headers, sign_exact
 from obol.x402.exact import build_requirements
 from tests.evm.anvil import USDC, Anvil, Moved
-from tests.evm.matrix_process import Seller
-from tests.evm.matrix_seller import MODEL, Job
+from tests.evm.forked import Forked
+from tests.evm.matrix_seller import MODEL, SellerJob
 from tests.evm.matrix_steps import Kill
 from tests.gateway.answer import CHAT, PRICE_ATOMIC, chat
 from tests.gateway.shop import read_ledger
@@ -108,7 +108,7 @@ class Case:
 
     anvil: Anvil
     session: aiohttp.ClientSession
-    job: Job
+    job: SellerJob
     terms: Terms
     name: str
     """What goes wrong in it."""
@@ -120,14 +120,14 @@ class Case:
 
     def story(self) -> str:
         """What to read when it broke an invariant."""
-        rows = read_ledger(ledger_file(Path(self.job.data_dir)))
+        rows = read_ledger(ledger_file(Path(self.job.folder)))
         seen = ("id", "state", "delivery", "reason", "transaction_id", "log_index")
         return "\n".join(
             [
                 f"{self.terms}, {self.name}: {'; '.join(self.problems)}",
                 *(f"  buyer got {got.status} {got.body[-200:]!r} whole={got.is_whole}" for got in self.got),
                 *(f"  ledger { ({name: row[name] for name in seen}) }" for row in rows),
-                f"  log: {Path(self.job.data_dir) / 'log'}",
+                f"  log: {Path(self.job.folder) / 'log'}",
             ]
         )
 
@@ -140,10 +140,10 @@ class Case:
         payload = sign_exact(self.buyer, requirements, USDC, now_s=_CLOCK.now_s(), nonce=nonce, version=2)
         self._headers = payment_headers(payload, 2)
 
-    def killed_at(self, kill: Kill | None) -> Job:
+    def killed_at(self, kill: Kill | None) -> SellerJob:
         return msgspec.structs.replace(self.job, kill=kill)
 
-    async def present(self, seller: Seller) -> Got:
+    async def present(self, seller: Forked) -> Got:
         """Present the payment, and read what comes until it ends or breaks."""
         status, body, is_whole = 0, bytearray(), False
         try:
@@ -159,18 +159,18 @@ class Case:
         self.got.append(Got(status, bytes(body), is_whole, self.terms.stream))
         return self.got[-1]
 
-    async def until_finished(self, seller: Seller) -> list[str]:
+    async def until_finished(self, seller: Forked) -> list[str]:
         """The states of all sales once each is final or owed, or the seller dead."""
         states = await self._until_rest(seller, FINAL | {State.OWED}, FINISHED_S)
         if not seller.ended.is_set() and set(states) - FINAL - {State.OWED}:
             self.problems.append(f"never finished: {states}")
         return states
 
-    async def until_fault_met(self, seller: Seller) -> None:
+    async def until_fault_met(self, seller: Forked) -> None:
         """Wait until the seller has been told something about its money, or has waited for it for a while."""
         await self._until_rest(seller, FINAL | {State.OWED, State.SETTLE_UNKNOWN}, FAULT_MET_S)
 
-    async def _until_rest(self, seller: Seller, rest: AbstractSet[State], patience_s: float) -> list[str]:
+    async def _until_rest(self, seller: Forked, rest: AbstractSet[State], patience_s: float) -> list[str]:
         states: list[str] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
@@ -183,7 +183,7 @@ class Case:
 
     async def states(self) -> list[str]:
         """As the ledger file has them now."""
-        file = ledger_file(Path(self.job.data_dir))
+        file = ledger_file(Path(self.job.folder))
         return [row["state"] for row in await asyncio.to_thread(read_ledger, file)] if file.exists() else []
 
     async def note_exposure(self) -> None:
@@ -198,7 +198,7 @@ class Case:
         has_output = any(got.has_output for got in self.got)
         return has_output and not await self.anvil.transfers(self.job.pay_to)
 
-    async def finish(self, seller: Seller) -> None:
+    async def finish(self, seller: Forked) -> None:
         """What a buyer does about a sale that broke: present the payment again, and once more for good measure."""
         if State.OWED in await self.until_finished(seller):
             again = await self.present(seller)
@@ -256,7 +256,7 @@ class Case:
         self._expect(left == FUNDS_ATOMIC - times * PRICE_ATOMIC, f"the buyer has {left}")
 
     async def _read_sales(self) -> tuple[Sequence[Sale], list[str]]:
-        ledger = await SqliteLedger.open(ledger_file(Path(self.job.data_dir)), _CLOCK)
+        ledger = await SqliteLedger.open(ledger_file(Path(self.job.folder)), _CLOCK)
         try:
             sales, checker = (await ledger.page(EVERY_SALE)).sales, Checker()
             return sales, [*await ledger.flaws(), *(str(flaw) for sale in sales for flaw in checker.check(sale))]

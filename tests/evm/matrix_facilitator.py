@@ -1,30 +1,20 @@
 """Facilitators that die at a given step, each a process of its own: `python -m tests.evm.matrix_facilitator SOCKET`.
 
-For every connection to the Unix socket a facilitator is forked (everything is imported already). It reads one line, a
-`FacilitatorJob`, and answers lines: the labels of the steps it takes, and `@URL` once it listens. When the connection
-is closed by the other side it drains and stops; when it dies, the connection ends. The program ends with its standard
-input. The facilitator is the real one, over HTTP; its steps are what it writes down, what it asks the chain, and what
-it answers.
+Each is the real one, over HTTP; its steps are what it writes down, what it asks the chain, and what it answers.
 """
 
 import asyncio
-import os
-import select
-import signal
 import socket
 import sys
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 from aiohttp import web
 
 from obol.adapters.chain_evm import EvmChain
 from obol.adapters.clock import SystemClock
-from obol.adapters.event_loop import run
 from obol.adapters.evm_batching import BatchingSender
 from obol.adapters.evm_journal import Attempt, CallState, EvmJournal, JournalCall
 from obol.adapters.evm_sender import Sender, SendingLimits
@@ -39,11 +29,11 @@ from obol.facilitator.serve import serve
 from obol.facilitator.settings import FacilitatorSettings
 from obol.x402.eip712 import keccak
 from tests.evm.anvil import USDC
+from tests.evm.forking import Job, Tell, serve_forks
 from tests.evm.matrix_steps import Kill, Steps
 
 JOURNAL = "sender.sqlite3"
 HELD = "held"
-PID = "pid"
 BATCH_WAIT_S = 0.02
 SETTLE_WAIT_S = 5.0
 DRAIN_S = 2.0
@@ -55,10 +45,9 @@ _LABELS = {
 }
 
 
-class FacilitatorJob(msgspec.Struct, frozen=True):
+class FacilitatorJob(Job, frozen=True):
     """What one facilitator is started with. `batch_max` 1: each payment is a transaction of its own."""
 
-    folder: str
     port: int
     rpc_url: str
     gas_key: str
@@ -167,44 +156,7 @@ async def labelled_facilitator(job: FacilitatorJob, steps: Steps) -> AsyncIterat
         await facilitator.close()
 
 
-def main(socket_path: str) -> None:
-    """Fork a facilitator for each connection."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(socket_path)
-        listening.listen()
-        print("listening", flush=True)  # noqa: T201 - what the parent waits for
-        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
-            connection, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                _be_facilitator(connection)
-            connection.close()
-
-
-def _be_facilitator(connection: socket.socket) -> None:
-    """Never returns."""
-    status = 1
-    try:
-        with connection:
-            job = msgspec.json.decode(connection.makefile("rb").readline(), type=FacilitatorJob)
-            (Path(job.folder) / PID).write_text(str(os.getpid()))
-            log = os.open(Path(job.folder) / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-            for standard in (0, 1, 2):
-                os.dup2(log, standard)
-            run(_facilitate(job, connection))
-        status = 0
-    finally:
-        if status:
-            traceback.print_exc()
-        os._exit(status)
-
-
-async def _facilitate(job: FacilitatorJob, connection: socket.socket) -> None:
-    def tell(line: str) -> None:
-        os.write(connection.fileno(), line.encode() + b"\n")
-
-    connection.setblocking(False)
+async def _facilitate(job: FacilitatorJob, connection: socket.socket, tell: Tell) -> None:
     steps, stop = Steps(job.kill, tell), asyncio.Event()
     settings = FacilitatorSettings(Path(job.folder), port=job.port, drain_timeout_s=DRAIN_S)
     async with labelled_facilitator(job, steps) as facilitator:
@@ -217,4 +169,4 @@ async def _facilitate(job: FacilitatorJob, connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve_forks(sys.argv[1], FacilitatorJob, _facilitate)

@@ -20,9 +20,8 @@ from obol.x402.facilitator import Settlement, SettleOutcome
 from obol.x402.models import ExactAuthorization, PaymentPayload, PaymentRequirements
 from tests.adapters.payments import PRICE_ATOMIC, pay, requirements
 from tests.evm.anvil import Anvil, Moved
+from tests.evm.forked import Forked, Forks
 from tests.evm.matrix_facilitator import HELD, JOURNAL, SEND, FacilitatorJob
-from tests.evm.matrix_facilitator_process import Facilitators
-from tests.evm.matrix_process import Seller
 from tests.evm.matrix_steps import Kill
 
 ASK_AGAIN_S = 0.02
@@ -117,7 +116,7 @@ class Case:
     """Payments to a payee of their own, settled by a gas key of its own."""
 
     anvil: Anvil
-    facilitators: Facilitators
+    facilitators: Forks
     client: HttpFacilitator
     """The sellers' client."""
     job: FacilitatorJob
@@ -165,7 +164,7 @@ class Case:
             await facilitator.stop()
             await self.end_trouble()
 
-    async def start(self, kill: Kill | None = None) -> Seller:
+    async def start(self, kill: Kill | None = None) -> Forked:
         """A facilitator in the trouble there is now."""
         job = msgspec.structs.replace(self.job, kill=kill, is_held=self.trouble in STUCK)
         return await self.facilitators.start(job)
@@ -198,7 +197,7 @@ class Case:
         await last.stop()
         self._expect(not last.is_killed and last.url, "the last facilitator did not live")
 
-    async def ask_for_all(self, facilitator: Seller) -> None:
+    async def ask_for_all(self, facilitator: Forked) -> None:
         """As sellers do: each payment on its own, all at once, again and again until the answer is final."""
         try:
             async with asyncio.timeout(FINAL_S), asyncio.TaskGroup() as tasks:
@@ -207,7 +206,7 @@ class Case:
         except TimeoutError:
             self.problems.append("no final answer")
 
-    async def _ask(self, payment: Payment, facilitator: Seller, *, times: int = 10_000) -> None:
+    async def _ask(self, payment: Payment, facilitator: Forked, *, times: int = 10_000) -> None:
         for _ in range(times):
             if facilitator.ended.is_set():
                 return

@@ -10,7 +10,7 @@ import itertools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from obol.core.offer import SettlementPolicy
 from obol.x402.facilitator import Facilitator
 from tests.evm.anvil import Anvil
 from tests.evm.facilitating import GAS_KEY, evm_facilitator
+from tests.evm.forked import Forks, running
 from tests.evm.matrix import PATIENCE_S, Case, Counts, Terms
 from tests.evm.matrix_faults import OF_FACILITATORS, OF_RPC, Fault, Scene, serving
-from tests.evm.matrix_process import Sellers, seller_program
-from tests.evm.matrix_seller import MODEL, Job
+from tests.evm.matrix_seller import MODEL, SellerJob
 from tests.evm.matrix_steps import Kill
+from tests.evm.matrix_table import printed
 from tests.fakes.model_server import Behaviour, FakeModelServer
 
 pytestmark = pytest.mark.timeout(300)
@@ -49,7 +50,7 @@ class Stand:
     """What all cases of one test share."""
 
     anvil: Anvil
-    sellers: Sellers
+    sellers: Forks
     upstream: FakeModelServer
     facilitator: Facilitator
     facilitator_url: str
@@ -62,7 +63,7 @@ class Stand:
     def case(self, terms: Terms, name: str) -> Case:
         folder = self.folder / str(next(self.numbers))
         folder.mkdir()
-        job = Job(
+        job = SellerJob(
             str(folder),
             "0x" + secrets.token_hex(20),
             terms.policy,
@@ -75,7 +76,7 @@ class Stand:
 
 @pytest.fixture(scope="module")
 def sellers_socket() -> Iterator[Path]:
-    with seller_program() as socket:
+    with running("tests.evm.matrix_seller") as socket:
         yield socket
 
 
@@ -87,7 +88,7 @@ async def stand(anvil: Anvil, sellers_socket: Path, tmp_path: Path) -> AsyncIter
         facilitator = await enter(evm_facilitator(anvil.url, tmp_path, SystemClock()))
         yield Stand(
             anvil,
-            await enter(Sellers(sellers_socket)),
+            await enter(Forks(sellers_socket)),
             await enter(FakeModelServer((MODEL,), behaviour=Behaviour(tokens=4, token_interval_s=0.01))),
             facilitator,
             await enter(serving(facilitator)),
@@ -98,28 +99,8 @@ async def stand(anvil: Anvil, sellers_socket: Path, tmp_path: Path) -> AsyncIter
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[dict[str, Counts]]:
-    """Rows by name; printed when the module is through."""
-    rows: dict[str, Counts] = {}
-    yield rows
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    if reporter is None or capture is None or not rows:
-        return
-    with capture.global_and_fixture_disabled():
-        reporter.write_line("\n" + render(rows))
-
-
-def render(rows: dict[str, Counts]) -> str:
-    """One line a row, and their sum."""
-    total = Counts()
-    for counts in rows.values():
-        total.add(counts)
-    names = [each.name for each in fields(Counts)]
-    lines = ["fault injection".ljust(34) + " | ".join(name.replace("_", " ") for name in names)]
-    for row, counts in [*sorted(rows.items()), ("all", total)]:
-        values = [str(getattr(counts, name)).rjust(len(name)) for name in names]
-        lines.append(row.ljust(34) + " | ".join(values))
-    return "\n".join(lines)
+    with printed(request, "fault injection", Counts) as rows:
+        yield rows
 
 
 async def die(stand: Stand, case: Case, kills: Sequence[Kill]) -> None:
@@ -162,7 +143,7 @@ async def steps_of(stand: Stand, terms: Terms, kills: Sequence[Kill] = ()) -> li
 async def living(stand: Stand, terms: Terms, fault: Fault) -> Case:
     """The seller lives through a fault of its counterparts, which is over when its buyer comes again."""
     case = stand.case(terms, fault.name)
-    scene = Scene(stand.anvil, stand.facilitator, stand.facilitator_url, Path(case.job.data_dir))
+    scene = Scene(stand.anvil, stand.facilitator, stand.facilitator_url, Path(case.job.folder))
     async with fault.rig(scene, terms) as rig:
         case.job = msgspec.structs.replace(
             case.job, facilitator_url=rig.facilitator_url, rpc_url=rig.rpc_url, settle_timeout_s=SETTLE_TIMEOUT_S

@@ -9,7 +9,7 @@ import itertools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from obol.adapters.facilitator_http import HttpFacilitator
 from tests.adapters.payments import PRICE_ATOMIC, account
 from tests.evm.anvil import Anvil
 from tests.evm.contracts import deploy_batcher
+from tests.evm.forked import Forked, Forks, reserved_port, running
 from tests.evm.matrix_facilitator import FacilitatorJob
 from tests.evm.matrix_facilitator_plan import FIRST, SECOND, TROUBLED, kills_at
-from tests.evm.matrix_facilitator_process import Facilitators, facilitator_program, reserved_port
-from tests.evm.matrix_process import Seller
 from tests.evm.matrix_settling import STUCK, Case, Counts, Trouble, read_book
 from tests.evm.matrix_steps import Kill
+from tests.evm.matrix_table import printed
 
 pytestmark = pytest.mark.timeout(150)
 AT_ONCE = 8
@@ -52,7 +52,7 @@ class Stand:
     """What all cases of one test share."""
 
     anvil: Anvil
-    facilitators: Facilitators
+    facilitators: Forks
     folder: Path
     leaving: AsyncExitStack
     batch_max: int
@@ -85,7 +85,7 @@ class Stand:
 
 @pytest.fixture(scope="module")
 def facilitators_socket() -> Iterator[Path]:
-    with facilitator_program() as socket:
+    with running("tests.evm.matrix_facilitator") as socket:
         yield socket
 
 
@@ -94,34 +94,14 @@ async def stand(anvil: Anvil, facilitators_socket: Path, tmp_path: Path, batch_m
     await deploy_batcher(anvil)
     for buyer in BUYERS:
         await anvil.mint(buyer.address, FUNDS_ATOMIC)
-    async with Facilitators(facilitators_socket) as facilitators, AsyncExitStack() as leaving:
+    async with Forks(facilitators_socket) as facilitators, AsyncExitStack() as leaving:
         yield Stand(anvil, facilitators, tmp_path, leaving, batch_max)
 
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[dict[str, Counts]]:
-    """Rows by name; printed when the module is through."""
-    rows: dict[str, Counts] = {}
-    yield rows
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    if reporter is None or capture is None or not rows:
-        return
-    with capture.global_and_fixture_disabled():
-        reporter.write_line("\n" + render(rows))
-
-
-def render(rows: dict[str, Counts]) -> str:
-    """One line a row, and their sum."""
-    total = Counts()
-    for counts in rows.values():
-        total.add(counts)
-    names = [each.name for each in fields(Counts)]
-    lines = ["a facilitator dies".ljust(34) + " | ".join(names)]
-    for row, counts in [*sorted(rows.items()), ("all", total)]:
-        values = [str(getattr(counts, name)).rjust(len(name)) for name in names]
-        lines.append(row.ljust(34) + " | ".join(values))
-    return "\n".join(lines)
+    with printed(request, "a facilitator dies", Counts) as rows:
+        yield rows
 
 
 async def steps_of(case: Case, kills: Sequence[Kill] = ()) -> list[str]:
@@ -144,7 +124,7 @@ async def steps_of_trouble(case: Case, *until: str) -> list[str]:
     return steps
 
 
-async def through(facilitator: Seller, labels: Sequence[str]) -> list[str]:
+async def through(facilitator: Forked, labels: Sequence[str]) -> list[str]:
     """The labels up to the last of these, once it got there."""
     for _ in range(LOOKS):
         steps, end = list(facilitator.steps), 0

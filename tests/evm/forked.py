@@ -1,7 +1,9 @@
-"""The parent's side of `matrix_seller`: gateways that are started quickly, watched step by step, and seen dying."""
+"""The parent's side of `forking`: processes that are started quickly, watched step by step, and seen dying."""
 
 import asyncio
 import contextlib
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,14 +15,15 @@ from typing import Self
 import msgspec
 
 from tests.evm.anvil import ROOT
-from tests.evm.matrix_seller import Job
+from tests.evm.forking import PID, Job
 
 START_S = 20.0
 """Generous: the machine may be busy. A start takes 0.1 s."""
+_GONE_LOOKS = 5_000
 
 
-class Seller:
-    """One gateway. `url` is "" until it listens; `steps` are the labels it went through."""
+class Forked:
+    """One process. `url` is "" until it listens; `steps` are the labels it went through."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -57,12 +60,12 @@ class Seller:
         self.listens.set()
 
 
-class Sellers:
-    """Starts sellers by the program at a socket; `async with` ends what is left of them."""
+class Forks:
+    """Starts processes by the program at a socket; `async with` ends what is left of them."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
-        self._started: list[Seller] = []
+    def __init__(self, socket_path: Path) -> None:
+        self._socket = socket_path
+        self._started: list[Forked] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,29 +73,48 @@ class Sellers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for seller in self._started:
-            await seller.stop()
+        for forked in self._started:
+            await forked.stop()
 
-    async def start(self, job: Job) -> Seller:
-        """Returns once it listens, or died."""
+    async def start(self, job: Job) -> Forked:
+        """Returns once it listens, or died. Starts once the one before it in the same folder is gone."""
+        await _until_gone(Path(job.folder) / PID)
         reader, writer = await asyncio.open_unix_connection(self._socket)
         writer.write(msgspec.json.encode(job) + b"\n")
-        seller = Seller(reader, writer)
-        self._started.append(seller)
+        forked = Forked(reader, writer)
+        self._started.append(forked)
         async with asyncio.timeout(START_S):
-            await seller.listens.wait()
-        return seller
+            await forked.listens.wait()
+        return forked
 
 
 @contextlib.contextmanager
-def seller_program() -> Iterator[Path]:
-    """The running program's socket."""
+def running(module: str) -> Iterator[Path]:
+    """The socket of a program whose `main` is `forking.serve_forks`."""
     with tempfile.TemporaryDirectory(prefix="obol") as folder:  # a socket's path is at most 107 bytes long
-        socket = Path(folder) / "sellers"
-        program = [sys.executable, "-m", "tests.evm.matrix_seller", str(socket)]
+        path = Path(folder) / "forks"
+        program = [sys.executable, "-m", module, str(path)]
         with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             with process.stdin:  # its end ends the program
                 assert process.stdout.readline() == b"listening\n"
-                yield socket
+                yield path
+
+
+async def _until_gone(file: Path) -> None:
+    """A dying process holds its locks for a moment longer than its connection."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        number = int(await asyncio.to_thread(file.read_text))
+        for _ in range(_GONE_LOOKS):
+            os.kill(number, 0)
+            await asyncio.sleep(0.001)
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that nobody else is given while one facilitator is dead and the next one does not listen yet."""
+    with socket.socket() as guard:
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        guard.bind(("127.0.0.1", 0))
+        yield guard.getsockname()[1]
