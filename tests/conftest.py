@@ -1,9 +1,22 @@
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from tests.evm.anvil import Anvil
 from tests.postgres import Postgres
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that are told no folder keep their data in one of the tests', not in that of whoever runs them."""
+    before = os.environ.get("XDG_DATA_HOME")
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    if before is None:
+        del os.environ["XDG_DATA_HOME"]
+    else:
+        os.environ["XDG_DATA_HOME"] = before
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from obol.buyer.payment import Payment, PaymentStatus
-from obol.buyer.purse import EXPIRY_MARGIN_S, MAX_RECORDS, Purse, Signed, Terms, to_units
+from obol.buyer.payment import EXPIRY_MARGIN_S, Payment, PaymentStatus
+from obol.buyer.purse import MAX_RECORDS, Purse, Signed, Terms, to_units
 from obol.buyer.verdict import Verdict
 from obol.core.networks import BASE_SEPOLIA, Asset
 from obol.errors import BudgetExceededError, SettingsError, UnpayableError

@@ -45,6 +45,7 @@ class Answer:
     status: int
     settlement: SettleResponse | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,10 @@ class FakeSeller:
             return web.json_response({"error": {"code": "payment_used"}}, status=409, headers=receipt)
         behaviour = self._behaviours.popleft() if self._behaviours else Serve()
         match behaviour:
-            case Answer(status, settlement, headers):
+            case Answer(status, settlement, headers, code):
                 settled = {PAYMENT_RESPONSE: settle_header(settlement)} if settlement else {}
-                return web.json_response({"error": {"message": "no"}}, status=status, headers=settled | headers)
+                error = {"message": "no"} | ({"code": code} if code else {})
+                return web.json_response({"error": error}, status=status, headers=settled | headers)
             case Challenge(error):
                 return self._challenge(request, error)
             case Drop(claims):

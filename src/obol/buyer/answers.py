@@ -1,7 +1,7 @@
 """Sellers' answers: reading a 402 or 409 whole but bounded, and what must not be tried again."""
 
 import json
-from collections.abc import Coroutine, Generator
+from collections.abc import Generator
 from typing import Any
 
 import httpx2
@@ -15,21 +15,20 @@ from obol.x402.permit2 import allowance_advice
 from obol.x402.reasons import Reason
 
 PAYMENT_REQUIRED_STATUS = 402
+BUSY_STATUSES = (429, 503)
+"""A seller that declines for now."""
 MAX_ERROR_BYTES = 64 * 1024
 MAX_REASON_CHARS = 200
 USED = "payment_used"
 """Our sellers' reason for a payment that has had its answer."""
+IN_USE = "payment_in_use"
+"""Their reason for one that another request presents, or whose end they do not know yet."""
 NOT_ALLOWED = Reason.PERMIT2_ALLOWANCE_REQUIRED.value
 """The reason of a refusal because Permit2 may not move the amount."""
 
 _CONFLICT_STATUS = 409
 _NO_ALLOWANCE_STATUS = 412
 """Some sellers' answer to a payment by Permit2 that the payer has not allowed Permit2 to make."""
-
-Step = httpx2.Request | httpx2.Response | Coroutine[Any, Any, Any]
-"""A request to send, a response whose body is to be read, or something else to wait for."""
-Flow = Generator[Step, Any, None]
-"""Gives steps; is sent the response, or what was waited for."""
 
 
 def read_error(response: httpx2.Response) -> Generator[httpx2.Response, httpx2.Response, bytes]:
@@ -64,8 +63,7 @@ def raise_if_refused(response: httpx2.Response, error: bytes, payment: Payment) 
     if response.status_code == PAYMENT_REQUIRED_STATUS or is_not_allowed:
         why = _refusal(response, error) or payment.reason
         is_not_allowed |= is_permit2 and NOT_ALLOWED in f"{why} {payment.reason}"  # sellers put it in a sentence, too
-        may_need_it = is_not_allowed or (is_permit2 and payment.permit_nonce is None)
-        advice = f". {allowance_advice(payment.asset)}" if may_need_it else ""
+        advice = f". {allowance_advice(payment.asset)}" if is_not_allowed else ""
         reason = NOT_ALLOWED if is_not_allowed else None
         raise PaymentRefusedError(f"the seller refused the payment: {why}{advice}", reason=reason)
     if _is_used(response, error, payment):
@@ -79,10 +77,17 @@ def is_open(response: httpx2.Response, error: bytes, payment: Payment) -> bool:
     return payment.status is not PaymentStatus.UNPAID and not is_refused and not _is_used(response, error, payment)
 
 
+def is_declined(response: httpx2.Response, payment: Payment) -> bool:
+    """True when the seller left the payment unused for reasons of its own: it is still good for the same request."""
+    is_its_own = response.status_code in BUSY_STATUSES or response.is_server_error
+    return payment.status is PaymentStatus.UNPAID and is_its_own
+
+
 def _is_used(response: httpx2.Response, error: bytes, payment: Payment) -> bool:
     if response.status_code != _CONFLICT_STATUS:
         return False
-    return payment.status is PaymentStatus.PAID or USED in _error_codes(error)
+    codes = _error_codes(error)
+    return USED in codes or (payment.status is PaymentStatus.PAID and IN_USE not in codes)
 
 
 def _error_codes(body: bytes) -> tuple[Any, Any]:

@@ -7,6 +7,9 @@ from enum import StrEnum
 from obol.core.money import format_amount
 from obol.core.networks import Asset
 
+EXPIRY_MARGIN_S = 60
+"""How long after `validBefore` by our clock a settlement is still thought possible: clocks differ."""
+
 
 class PaymentStatus(StrEnum):
     """What is known of the money. Unknown is not unpaid."""

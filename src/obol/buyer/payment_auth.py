@@ -12,29 +12,29 @@ What it keeps to:
 - After a lost answer the same payment is presented again with the same request (same method, address and body), also
   when the OpenAI client retries by itself; never a second one. A payment that a busy seller declined (429, 503) is
   used for the next request on the same terms.
+- With `unresolved`, that holds for later processes too: see `obol.buyer.unresolved`.
 - A payment goes to the origin that the caller addressed, never along a redirect.
 - Answers are not buffered: of a 402 at most 64 KiB are read, of anything else nothing.
 - With `allowances`, who never approved Permit2 can pay what is moved by it, where the seller offers
   `eip2612GasSponsoring`: a permit of exactly the amount, for Permit2 and nobody else, goes with the payment.
 """
 
-import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx2
 
 from obol.adapters.clock import SystemClock
 from obol.adapters.signer_local import LocalSigner
 from obol.buyer.answers import (
+    BUSY_STATUSES,
     PAYMENT_REQUIRED_STATUS,
-    Flow,
-    Step,
+    is_declined,
     is_open,
     raise_if_refused,
     read_error,
@@ -44,7 +44,10 @@ from obol.buyer.paid_request import fingerprint, has_payment, paid_request
 from obol.buyer.payment import Payment, PaymentStatus
 from obol.buyer.permits import permit_nonce
 from obol.buyer.purse import UNIT_DECIMALS, Purse, Signed, Terms
+from obol.buyer.shelf import Shelf
+from obol.buyer.steps import Flow, Step, advance, run
 from obol.buyer.streams import WatchedStream
+from obol.buyer.unresolved import Unresolved, note
 from obol.buyer.verdict import Verdict, judge
 from obol.core.clock import Clock
 from obol.core.money import parse_amount
@@ -70,10 +73,7 @@ from obol.x402.signer import Signer
 DEFAULT_MAX_PRICE = "0.10"
 RECEIPT_ADDRESS = "X-Obol-Receipt"
 
-_BUSY_STATUSES = (429, 503)
 _UNKNOWN = PaymentStatus.UNKNOWN
-
-T = TypeVar("T")
 
 
 class PaymentAuth(httpx2.Auth):
@@ -83,7 +83,8 @@ class PaymentAuth(httpx2.Auth):
     units of the asset (None: no limit); assets of different kinds count together. `networks` names the allowed ones
     (None: all of the catalogue). `on_payment` is called with each payment when its answer's head arrives or is lost,
     from the thread or task that sends. `allowances` tells whether a payment needs a permit (None: none is signed); it
-    needs asyncio where the client is async.
+    needs asyncio where the client is async. `unresolved` keeps payments beyond the process (None: in memory only); it
+    reads and writes in the thread or task that sends.
 
     Sending raises `BudgetExceededError`, `UnpayableError`, `PaymentRefusedError`, `PeerProtocolError`,
     `ChainUnavailableError` (from `allowances`; nothing is signed) and what the client raises; the constructor
@@ -101,6 +102,7 @@ class PaymentAuth(httpx2.Auth):
         catalogue: Catalogue = DEFAULT_CATALOGUE,
         networks: Sequence[str] | None = None,
         allowances: Allowances | None = None,
+        unresolved: Unresolved | None = None,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         on_payment: Callable[[Payment], None] | None = None,
@@ -119,9 +121,10 @@ class PaymentAuth(httpx2.Auth):
         self._on_payment = on_payment
         self._purse = Purse(budget)
         self._ids = itertools.count(1)
+        self._shelf = Shelf(signer.address, catalogue, self._policy, self._purse, self._ids, unresolved)
 
     @classmethod
-    def from_key_file(
+    def from_key_file(  # noqa: PLR0913 - as above
         cls,
         path: str | Path,
         *,
@@ -130,6 +133,7 @@ class PaymentAuth(httpx2.Auth):
         catalogue: Catalogue = DEFAULT_CATALOGUE,
         networks: Sequence[str] | None = None,
         allowances: Allowances | None = None,
+        unresolved: Unresolved | None = None,
         on_payment: Callable[[Payment], None] | None = None,
     ) -> Self:
         """One that signs with the private key in a file. Raises `SettingsError` for a file that is not one."""
@@ -140,6 +144,7 @@ class PaymentAuth(httpx2.Auth):
             catalogue=catalogue,
             networks=networks,
             allowances=allowances,
+            unresolved=unresolved,
             on_payment=on_payment,
         )
 
@@ -189,8 +194,8 @@ class PaymentAuth(httpx2.Auth):
                     step.read()
                     answer = step
                 else:
-                    answer = _run(step)
-                step = _advance(flow, answer)
+                    answer = run(step)
+                step = advance(flow, answer)
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         await request.aread()
@@ -204,7 +209,7 @@ class PaymentAuth(httpx2.Auth):
                     answer = step
                 else:
                     answer = await step
-                step = _advance(flow, answer)
+                step = advance(flow, answer)
 
     def _flow(self, request: httpx2.Request) -> Flow:
         """One purchase: ask, read the quote, sign (or take what is out already), pay, conclude."""
@@ -216,7 +221,7 @@ class PaymentAuth(httpx2.Auth):
         body = yield from read_error(response)
         required = read_challenge(response.status_code, response.headers, body)
         purchase = fingerprint(request)
-        signed = self._purse.take_unresolved(purchase, self._clock.now_s())
+        signed = self._shelf.take_open(purchase, self._clock.now_s())
         if signed is None:
             signed = yield from self._sign(required, asked, purchase)
         yield from self._pay(asked, signed)
@@ -228,18 +233,21 @@ class PaymentAuth(httpx2.Auth):
             raise UnpayableError(f"asset {requirements.asset!r} is not known")
         terms = Terms(str(asked.url.origin), requirements, required.x402_version)
         now_s = self._clock.now_s()
-        resting = self._purse.take_resting(terms, purchase, now_s)
-        if resting is not None:
-            return resting
+        declined = self._shelf.take_declined(terms, purchase, now_s)
+        if declined is not None:
+            return declined
         units = self._purse.reserve(asset, int(requirements.amount), now_s)
+        signed: Signed | None = None
         try:
             nonce = yield from self._permit_nonce(required, requirements, asset)
             payload = self._payload(required, requirements, asset, nonce)
             payment = self._payment(payload, asset, asked, version=required.x402_version, permit_nonce=nonce)
             signed = Signed(terms=terms, purchase=purchase, payment=payment, units=units)
+            self._shelf.write_down(signed)
             self._purse.add(signed)
         except BaseException:
             self._purse.release(units)  # nothing was signed, or what was is lost with this frame
+            _forget(signed)
             raise
         return signed
 
@@ -303,13 +311,23 @@ class PaymentAuth(httpx2.Auth):
             signed,
             judge(response.status_code, response.headers) if is_ours else Verdict(_UNKNOWN, reason="redirected"),
             receipt_url=str(response.request.url.join(location)) if location else "",
-            is_reusable=response.status_code in _BUSY_STATUSES,
+            is_reusable=response.status_code in BUSY_STATUSES,
         )
+        resolve = _forget if is_ours else _let_go
         if response.is_success:
-            response.stream = WatchedStream(response.stream, lambda: self._purse.keep(signed))
+            response.stream = WatchedStream(response.stream, partial(self._keep, signed), partial(resolve, signed))
         elif is_open(response, error, payment):
-            self._purse.keep(signed)
+            self._keep(signed)
+        elif is_declined(response, payment):
+            note(signed.kept, payment)
+        else:
+            resolve(signed)
         return payment
+
+    def _keep(self, signed: Signed) -> None:
+        """The answer is still to come: the next identical request presents this payment again."""
+        self._purse.keep(signed)
+        note(signed.kept, signed.payment)
 
     def _conclude(
         self, signed: Signed, verdict: Verdict, *, receipt_url: str = "", is_reusable: bool = False
@@ -320,18 +338,13 @@ class PaymentAuth(httpx2.Auth):
         return payment
 
 
-def _run(waiting: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns, for a caller that does not wait for one."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(waiting)
-    with ThreadPoolExecutor(max_workers=1) as apart:  # a sync client inside an event loop, as in a notebook
-        return apart.submit(asyncio.run, waiting).result()
+def _forget(signed: Signed | None) -> None:
+    """It has had its answer, was refused for good, or never left: nothing is kept of it."""
+    if signed is not None and signed.kept is not None:
+        signed.kept.remove()
 
 
-def _advance(flow: Flow, answer: object) -> Step | None:
-    try:
-        return flow.send(answer)
-    except StopIteration:
-        return None
+def _let_go(signed: Signed) -> None:
+    """It stays kept: what was answered was not about it."""
+    if signed.kept is not None:
+        signed.kept.release()

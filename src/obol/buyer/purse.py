@@ -12,8 +12,9 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
-from obol.buyer.payment import Payment, PaymentStatus
+from obol.buyer.payment import EXPIRY_MARGIN_S, Payment, PaymentStatus
 from obol.buyer.permits import PermitsOut
+from obol.buyer.unresolved import KeptEntry
 from obol.buyer.verdict import Verdict
 from obol.core.budget import Budget
 from obol.core.money import format_amount, parse_amount
@@ -25,8 +26,6 @@ MAX_RECORDS = 1000
 """How many payments are remembered for `payments`; the sums and what is out do not depend on it."""
 UNIT_DECIMALS = 36
 """The finest asset that can be counted."""
-EXPIRY_MARGIN_S = 60
-"""How long after `validBefore` by our clock a settlement is still thought possible: clocks differ."""
 MIN_LEFT_S = 15
 """Less time than this before `validBefore` is not enough to be served."""
 
@@ -51,6 +50,12 @@ class Signed:
     units: int
     is_reusable: bool = False
     """True when the seller declined for now, not because of the payment."""
+    kept: KeptEntry | None = None
+    """Where it is kept beyond this process, if it is."""
+
+    def is_alive(self, now_s: float) -> bool:
+        """Whether it may still get an answer. One that is kept may for good: it may have been paid in time."""
+        return self.kept is not None or self.payment.valid_before_s > now_s
 
 
 @dataclass(slots=True)
@@ -101,12 +106,13 @@ class Purse:
             self._held.release(units)
 
     def add(self, signed: Signed) -> None:
-        """Remember a new signature, held by `reserve`, before it leaves.
+        """Remember a signature, held by `reserve`, before it leaves: a new one, or one that an earlier process left.
 
         Raises `UnpayableError`, remembering nothing, where its permit's nonce is that of a payment that is out.
         """
         with self._lock:
             self._permits.take(signed.payment)
+            self._count(PaymentStatus.SENT, signed.payment.status, signed.units)
             self._record(signed.payment)
 
     def take_unresolved(self, purchase: str, now_s: float) -> Signed | None:
@@ -114,7 +120,7 @@ class Purse:
         with self._lock:
             self._expire(now_s)
             waiting = self._unresolved.get(purchase, [])
-            taken = next((s for s in waiting if s.payment.valid_before_s - MIN_LEFT_S > now_s), None)
+            taken = next((s for s in waiting if s.is_alive(now_s + MIN_LEFT_S)), None)
             if taken is not None:
                 waiting.remove(taken)
             return taken
@@ -207,8 +213,10 @@ class Purse:
         for signed in [s for s in self._resting if s.payment.valid_before_s + EXPIRY_MARGIN_S < now_s]:
             self._resting.remove(signed)
             self._held.release(signed.units)
+            if signed.kept is not None:
+                signed.kept.release()
         for purchase, waiting in list(self._unresolved.items()):
-            alive = [s for s in waiting if s.payment.valid_before_s > now_s]
+            alive = [s for s in waiting if s.is_alive(now_s)]
             if alive:
                 self._unresolved[purchase] = alive
             else:

@@ -1,5 +1,6 @@
-"""Streams around an answer's body: one never longer than allowed, one that tells when it broke. Nothing is buffered."""
+"""Streams around an answer's body: one never longer than allowed, one that tells how it ended. Nothing is buffered."""
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx2
@@ -55,23 +56,53 @@ class LimitedStream(_Wrapped):
 
 
 class WatchedStream(_Wrapped):
-    """Calls `on_broken` when the connection breaks before the body is complete; the error goes on to the reader."""
+    """Tells once how an answer's body ended; errors go on to the reader.
 
-    def __init__(self, inner: httpx2.SyncByteStream | httpx2.AsyncByteStream, on_broken: Callable[[], None]) -> None:
+    `on_broken` when the connection breaks before it is complete; `on_had` when it is complete, or whoever reads it
+    closes it, having had enough of it. Neither when the reading just ends: by an error or interruption elsewhere, or a
+    loop that is left.
+    """
+
+    def __init__(
+        self,
+        inner: httpx2.SyncByteStream | httpx2.AsyncByteStream,
+        on_broken: Callable[[], None],
+        on_had: Callable[[], None],
+    ) -> None:
         super().__init__(inner)
-        self._on_broken = on_broken
+        self._on_broken, self._on_had = on_broken, on_had
+        self._has_ended = False
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._sync
         except httpx2.TransportError:
-            self._on_broken()
+            self._end(self._on_broken)
             raise
+        self._end(self._on_had)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._async:
                 yield chunk
         except httpx2.TransportError:
-            self._on_broken()
+            self._end(self._on_broken)
             raise
+        self._end(self._on_had)
+
+    def close(self) -> None:
+        super().close()
+        self._end_by_closing()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._end_by_closing()
+
+    def _end_by_closing(self) -> None:
+        if sys.exc_info()[1] is None:  # else an error, or a loop that was left: whether by choice cannot be told
+            self._end(self._on_had)
+
+    def _end(self, how: Callable[[], None]) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            how()

@@ -1,5 +1,6 @@
 """`obol pay`: one request, like curl, paid for when the seller asks; the answer on stdout, the receipt on stderr."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from obol.errors import ChainUnavailableError, PaymentRefusedError
 if TYPE_CHECKING:
     import httpx2
 
+    from obol.adapters.kept_payments import KeptPayments
     from obol.buyer.payment import Payment
     from obol.buyer.payment_auth import PaymentAuth
     from obol.cli.pay_request import PayRequest
@@ -25,11 +27,17 @@ NO_ANSWER = "no_answer"
 _NOT_ALLOWED = "permit2_allowance_required"
 """Its reason for a refusal because Permit2 may not move the amount."""
 _RPC_HINT = "Or give --rpc URL: where the seller offers eip2612GasSponsoring, a permit goes with the payment instead."
+_AGAIN = "Nothing is kept of this payment. The same command pays anew."
 T = TypeVar("T")
 
 _EPILOG = """Exit codes: 0 the request succeeded (with --dry-run: there is a quote), 2 usage, 3 connection,
 4 the seller answered with an error, 5 it answered 404, 6 the quote is above --max-price, 7 the payment was refused or
-cannot be made. A payment whose fate is unknown is said so on stderr, whatever the code."""
+cannot be made. A payment whose fate is unknown is said so on stderr, whatever the code.
+
+The signed payment is kept in DIR/payments (0600: it is money) from before it is sent until its answer was whole or the
+seller refused it for good. Until then the same request (method, URL, body) with the same key presents it again and
+signs no other: after a lost answer, a 503 settlement_unknown, a kill, or when an answer is owed, run the same command
+again."""
 
 
 @click.command(epilog=_EPILOG)
@@ -53,6 +61,18 @@ cannot be made. A payment whose fate is unknown is said so on stderr, whatever t
     metavar="URL[,URL…]",
     help="Nodes of the chain (or OBOL_RPC): lets a wallet that never approved Permit2 pay what is moved by it, without "
     "gas, where the seller offers that.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where payments are kept until they are resolved.  [default: by XDG]",
+)
+@click.option(
+    "--new-payment",
+    "is_new",
+    is_flag=True,
+    help="Sign another payment although one of this request is kept: that one may have been paid, or still be.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the quote; sign and pay nothing.")
 @click.option("--text", "as_text", is_flag=True, help="Print only the text of the answer, as it arrives.")
@@ -86,29 +106,44 @@ def _buy(request: "PayRequest", options: dict[str, Any]) -> None:
     """Send, print, and tell what was paid: also when it ends badly, because the money may have moved."""
     if options["key_file"] is None:
         raise click.UsageError("--key-file (or OBOL_KEY_FILE) says what to pay with; `obol wallet new` makes a key.")
-    auth = _auth(options)
+    kept = _kept_payments(options)
+    auth = _auth(options, kept)
     try:
         status_code = _connected(lambda: _send_until_known(request, auth, options), request.url)
     except PaymentRefusedError as refused:
-        hint = _RPC_HINT if refused.reason == _NOT_ALLOWED and not options["rpc"] else ""
+        hint = _RPC_HINT if refused.reason == _NOT_ALLOWED and not options["rpc"] else _AGAIN
         raise output.CommandError(str(refused), code=ExitCode.PAYMENT, hint=hint) from None
     except ChainUnavailableError as error:
         raise output.CommandError(f"--rpc: {error}", code=ExitCode.CONNECTION, hint="Nothing was signed.") from None
     finally:
         if auth.last_payment is not None:
-            _tell(auth.last_payment, options)
+            _tell(auth.last_payment, kept, options)
+        kept.close()
     if status_code >= 400:
         code = ExitCode.NOT_FOUND if status_code == 404 else ExitCode.REFUSED
         raise output.CommandError(f"the seller answered {status_code}", code=code)
 
 
-def _auth(options: dict[str, Any]) -> "PaymentAuth":
+def _kept_payments(options: dict[str, Any]) -> "KeptPayments":
+    from obol.adapters.kept_payments import KeptPayments, payments_folder
+    from obol.adapters.paths import default_data_dir
+
+    return KeptPayments(payments_folder(options["data_dir"] or default_data_dir(os.environ)), field="--data-dir")
+
+
+def _auth(options: dict[str, Any], kept: "KeptPayments") -> "PaymentAuth":
     from obol.buyer.payment_auth import PaymentAuth
+    from obol.buyer.unresolved import Unresolved
+    from obol.cli.pay_receipt import ignored_words, presented_words
     from obol.errors import SettingsError
 
+    words = ignored_words if options["is_new"] else presented_words
+    unresolved = Unresolved(kept, on_found=lambda found: output.note(words(found)), is_ignored=options["is_new"])
     allowances = _allowances(options["rpc"])
     try:
-        return PaymentAuth.from_key_file(options["key_file"], max_price=options["max_price"], allowances=allowances)
+        return PaymentAuth.from_key_file(
+            options["key_file"], max_price=options["max_price"], allowances=allowances, unresolved=unresolved
+        )
     except SettingsError as error:  # it names its argument; a person gave a flag
         if error.field != "max_price":
             raise
@@ -125,10 +160,7 @@ def _allowances(rpc: str | None) -> "Allowances | None":
 
 
 def _send_until_known(request: "PayRequest", auth: "PaymentAuth", options: dict[str, Any]) -> int:
-    """Send; when the answer to a paid request is lost, ask once more for it with the same payment.
-
-    The payment ends with this process: to run the command again would pay again.
-    """
+    """Send; when the answer to a paid request is lost, ask once more for it with the same payment."""
     import httpx2
 
     try:
@@ -206,12 +238,12 @@ def _write(data: bytes) -> None:
     sys.stdout.buffer.flush()  # live: a chunk is shown when it arrives
 
 
-def _tell(payment: "Payment", options: dict[str, Any]) -> None:
+def _tell(payment: "Payment", kept: "KeptPayments", options: dict[str, Any]) -> None:
     """The receipt, on stderr. Asks the seller's receipt address while the head did not say which transaction."""
     from obol.cli.pay_receipt import receipt_record, receipt_words, wait_for_receipt
 
     final = wait_for_receipt(payment) if payment.receipt_url and not payment.transaction else None
-    record = receipt_record(payment, final)
+    record = receipt_record(payment, final, kept=next(iter(kept.held), ""))
     if options["as_json"]:
         output.print_json(record, to_stderr=True)
     else:

@@ -57,8 +57,26 @@ def _fetch(client: Any, url: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def receipt_record(payment: "Payment", final: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Everything that is known, for programs. `state` is the seller's own word, None where it did not say."""
+def presented_words(payment: "Payment") -> str:
+    """What to say before an earlier run's payment is presented again."""
+    return f"presenting the payment of {_what(payment)} that an earlier run left open: no other is signed"
+
+
+def ignored_words(payment: "Payment") -> str:
+    """What to say before another one is signed beside it."""
+    return (
+        f"WARNING: a payment of {_what(payment)} for this same request is kept and not resolved: it may have been "
+        "paid. With --new-payment another is signed, and both may be paid"
+    )
+
+
+def _what(payment: "Payment") -> str:
+    return f"{payment.amount} {payment.asset.symbol} on {payment.network} to {payment.pay_to}"
+
+
+def receipt_record(payment: "Payment", final: Mapping[str, Any] | None, *, kept: str) -> dict[str, Any]:
+    """Everything that is known, for programs. `state` is the seller's own word, None where it did not say; `kept` the
+    file that the payment is in, "" where it is resolved."""
     final = final or {}
     return {
         "status": payment.status.value,
@@ -73,11 +91,17 @@ def receipt_record(payment: "Payment", final: Mapping[str, Any] | None) -> dict[
         "state": _text(final.get("state")),
         "reason": payment.reason or _text(final.get("reason")) or "",
         "valid_before_s": payment.valid_before_s,
+        "kept": kept,
     }
 
 
 def receipt_words(record: Mapping[str, Any]) -> str:
     """The same for people."""
+    kept = f"\n  kept in {record['kept']}: the same command presents this payment again" if record["kept"] else ""
+    return f"{_end_words(record)}{kept}"
+
+
+def _end_words(record: Mapping[str, Any]) -> str:
     what = f"{record['amount']} {record['asset']} on {record['network']} to {record['pay_to']}"
     receipt = f"\n  receipt: {one_line(record['receipt_url'])}" if record["receipt_url"] else ""
     reason = f" ({one_line(record['reason'])})" if record["reason"] else ""
