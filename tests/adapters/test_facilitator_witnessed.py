@@ -157,6 +157,18 @@ async def test_while_no_rpc_answers_the_facilitator_is_heard_alone(
     fake.behaviour, chain.fates = SAYS[said], [None]
     settlement = await witnessed.settle(PAID, WANTED)
     assert (settlement.outcome, settlement.is_proven) == (outcome, False)
+    assert (witnessed.is_chain_up, witnessed.unseen) == (False, int(outcome is SettleOutcome.SETTLED))
+
+
+async def test_it_is_known_whether_the_chain_could_be_asked_last(
+    witnessed: WitnessedFacilitator, fake: FakeFacilitator, chain: Chain
+) -> None:
+    fake.behaviour, chain.fates = Lie(), [None, SEEN]
+    known = [witnessed.is_chain_up]
+    for _ in range(2):
+        await witnessed.settle(PAID, WANTED)
+        known.append(witnessed.is_chain_up)
+    assert (known, witnessed.unseen) == ([None, False, True], 1)
 
 
 @pytest.mark.parametrize(

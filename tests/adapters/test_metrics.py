@@ -87,3 +87,20 @@ def test_names_of_offers_and_models_cannot_break_the_format() -> None:
     metrics = Metrics()
     metrics.request('a"} 1\nfake 2', "served")
     assert lines(metrics, "fake") == []
+
+
+def test_whether_the_chain_can_be_asked_is_unknown_before_it_was() -> None:
+    metrics = Metrics()
+    known: list[bool | None] = [None]
+    metrics.watch_chain("eip155:84532", lambda: known[0], lambda: 3)
+    labels = 'network="eip155:84532"'
+    assert lines(metrics, "obol_chain_up{") == [f"obol_chain_up{{{labels}}} NaN"]
+    known[0] = False
+    assert lines(metrics, "obol_chain_up{") == [f"obol_chain_up{{{labels}}} 0.0"]
+    known[0] = True
+    assert lines(metrics, "obol_chain_up{") == [f"obol_chain_up{{{labels}}} 1.0"]
+    assert lines(metrics, "obol_settlements_unseen{") == [f"obol_settlements_unseen{{{labels}}} 3.0"]
+
+
+def test_without_a_chain_to_ask_nothing_is_said_of_it() -> None:
+    assert not lines(Metrics(), "obol_chain_up{")

@@ -1,5 +1,6 @@
 """`obol facilitator` and `obol devnet`, as the processes that people start."""
 
+import asyncio
 import json
 import os
 import signal
@@ -90,6 +91,7 @@ def test_networks_and_assets_are_chosen_by_flags(environment: dict[str, str]) ->
         (["devnet", "balance", BUYER, "--asset", "gold"], "--asset"),
         (["devnet", "balance", BUYER, "--asset", "obol"], "--asset"),
         (["facilitator", "run"], "--devnet"),
+        (["facilitator", "run", "--rpc", "", "--key-file", __file__], "--rpc"),
         (["facilitator", "run", "--devnet", "--listen", "8404"], "--listen"),
         (["facilitator", "run", "--devnet", "--listen", "127.0.0.1:99999"], "--listen"),
         (["facilitator", "run", "--devnet", "--listen", "192.0.2.1:8404"], "--listen"),
@@ -115,6 +117,26 @@ async def test_it_says_what_it_is_serves_and_ends_well_on_sigterm(
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
     assert balance(environment, BUYER) == "1"
+
+
+def test_a_password_in_the_place_of_its_variables_name_is_not_said_again(environment: dict[str, str]) -> None:
+    keystore = ("--keystore", __file__, "--keystore-password-env", "s3cret")
+    refused = obol(environment, "facilitator", "run", "--rpc", "http://127.0.0.1:1", *keystore)
+    assert (refused.returncode, "s3cret" in refused.stderr) == (2, False)
+    assert "--keystore-password-env" in refused.stderr
+
+
+async def test_it_says_that_it_is_stopping_and_a_second_signal_ends_it_at_once(process: subprocess.Popen[str]) -> None:
+    host, port = announced(process)["address"].removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /verify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+    await reader.readline()  # it is being answered, and its body never comes
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in await asyncio.to_thread(process.stderr.readline)
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.to_thread(process.wait, 10) == 130
+    writer.close()
 
 
 async def test_an_address_in_use_is_refused(process: subprocess.Popen[str], environment: dict[str, str]) -> None:

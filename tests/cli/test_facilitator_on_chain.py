@@ -93,6 +93,7 @@ async def settled_at(url: str) -> str:
 async def test_it_settles_on_the_chain_of_its_nodes(funded: Anvil, key_file: Path, tmp_path: Path) -> None:
     async with running("--rpc", funded.url, "--key-file", key_file, "--data-dir", tmp_path) as facts:
         assert facts["networks"] == "eip155:84532"
+        assert "gas_short" not in facts
         transaction = await settled_at(facts["address"])
         async with aiohttp.ClientSession() as session:
             async with session.get(facts["address"] + "/supported") as response:
@@ -153,7 +154,9 @@ async def test_without_money_for_gas_nothing_is_accepted_and_the_log_says_what_t
     await anvil.mint(BUYER.address, PRICE_ATOMIC)
     process = await start("--listen", "127.0.0.1:0", "--rpc", anvil.url, "--key-file", key_file, "--data-dir", tmp_path)
     assert process.stdout is not None
-    client = HttpFacilitator(json.loads(await process.stdout.readline())["address"])
+    facts = json.loads(await process.stdout.readline())
+    assert facts["gas_short"].startswith(f"{LocalSigner(GAS_KEY).address} has 0 wei on base-sepolia")
+    client = HttpFacilitator(facts["address"])
     with pytest.raises(FacilitatorUnavailableError):
         await client.verify(pay(WANTED), WANTED)
     await client.close()

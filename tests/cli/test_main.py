@@ -42,6 +42,11 @@ def test_help_names_every_command_and_imports_none(run: Run) -> None:
         assert entry.help in out.decode()
 
 
+@pytest.mark.parametrize("group", ["sell", "facilitator", "receipts", "ledger", "devnet", "wallet"])
+def test_no_groups_help_is_cut_off(run: Run, group: str) -> None:
+    assert "..." not in run(group, "--help").stdout.split("Commands:")[1]
+
+
 def test_help_reads_nothing_heavy() -> None:
     script = f"import obol.cli.main, sys; print([m for m in sys.modules if m.startswith({HEAVY!r})])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

@@ -95,6 +95,13 @@ WRONG = [
     (("--no-payment-gate", "--listen", ":0"), "--no-payment-gate"),
     (("--no-payment-gate", "--listen", "0.0.0.0:0"), "--no-payment-gate"),
     (("--no-payment-gate", "--verify-only"), "--verify-only"),
+    (("--verify-only", "--settlement", "on-output"), "--settlement"),
+    (("--rpc", ""), "--rpc"),
+    (("--rpc", " , "), "--rpc"),
+    (("--max-unsettled", "0.001"), "--max-unsettled"),
+    (("--data-dir", "/data", "--ledger-env", "PATH"), "--data-dir"),
+    (("--ledger-env", "postgresql://obol:password@127.0.0.1/obol"), "--ledger-env"),
+    (("--upstream-auth-env", "sk-password"), "--upstream-auth-env"),
 ]
 
 
@@ -171,6 +178,7 @@ async def test_the_summary_says_what_is_sold_where_for_how_much_and_to_whom(
         assert summary["asset"] == f"USDC {USDC.address}"
         assert SELLER in summary.values()
         assert "play money" in json.dumps(summary)
+        assert summary["ledger"] == str(tmp_path / "ledger-devnet.sqlite3")
         assert summary["capacity"] == "16 in flight, 4 per buyer, 1 GPU (seller-declared; nothing is scaled)"
         assert (await post(program.url))[0] == 402
         program.terminate()
@@ -236,7 +244,9 @@ async def test_a_facilitator_that_is_not_there_is_a_warning(upstream: FakeModelS
 async def test_an_admin_address_is_in_the_summary(upstream: FakeModelServer, tmp_path: Path) -> None:
     async with selling(upstream, tmp_path, "--admin-listen", "127.0.0.1:0") as program:
         admin = program.summary["admin"]
-        assert (await obol("sell", "status", "--url", admin)).json["offer"]["name"] == "qwen36-fast"
+        report = (await obol("sell", "status", "--url", admin)).json
+        assert report["offer"]["name"] == "qwen36-fast"
+        assert report["ledger"] == str(tmp_path / "ledger-devnet.sqlite3")
         public = await obol("sell", "status", "--url", program.url)
     assert public.code == 5
     assert "--admin-listen" in public.err

@@ -44,13 +44,20 @@ def test_an_offer_does_not_change() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "a plain answer is held until it is paid"),
+        ({}, "to each payer address"),
+        ({}, "what each open stream delivers until its settlement is refused"),
+        ({}, "all of it if the facilitator says neither yes nor no"),
+        ({}, "the work of a plain answer, which is held until it is paid"),
+        ({}, "the answer that is leaving when the process dies"),
         ({"settlement": SettlementPolicy.BEFORE}, "nothing: money moves before"),
         (
             {"settlement": SettlementPolicy.AFTER, "standing": Standing(0, 5000)},
-            "5000 atomic units at once to any payer",
+            "up to 0.005 USDC of answers ahead of payment; ",
         ),
-        ({"standing": Standing(3, 5000)}, "5000 atomic units at once to a payer with 3 settled sales"),
+        (
+            {"standing": Standing(3, 5000)},
+            "up to 0.005 USDC of plain answers ahead of payment, once it has 3 settled sales",
+        ),
         ({"verify_only": True}, "everything"),
     ],
 )

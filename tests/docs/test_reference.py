@@ -7,7 +7,9 @@ from typing import Any
 import click
 import pytest
 
+from obol.adapters.facilitator_http import NO_ANSWER
 from obol.adapters.facilitator_metrics import FacilitatorMetrics
+from obol.adapters.facilitator_witnessed import NOT_SEEN
 from obol.adapters.metrics import Metrics
 from obol.cli.exit_codes import ExitCode
 from obol.cli.sell import inference
@@ -16,6 +18,8 @@ from obol.core.usage import Usage
 from obol.gateway.replies import REPLIES, Reason
 from obol.gateway.settings import DEFAULT_FACILITATOR_URL, GatewayConfig
 from obol.inference.routes import SALE_PATHS
+from obol.x402.reasons import Reason as PaymentReason
+from obol.x402.witness import CANCELLED, EXPIRED, USED_BEFORE, USED_ELSEWHERE
 from tests.docs.pages import read, rows
 
 FLAG_OF = {
@@ -28,6 +32,7 @@ FLAG_OF = {
 """Fields whose flag has another name in the command."""
 WITHOUT_FLAG = {"body_timeout_s", "reader_timeout_s", "catalogue"}
 WITHOUT_FIELD = {"as_json", "log_format", "help"}
+BY_THE_CHAIN = {CANCELLED, EXPIRED, USED_BEFORE, USED_ELSEWHERE}
 IN_WORDS = {
     "apis": "the OpenAI four",
     "catalogue": "the built-in one",
@@ -68,6 +73,13 @@ def test_every_reason_says_what_became_of_the_payment_and_what_to_do() -> None:
         assert all(row), row[0]
 
 
+def test_every_reason_of_a_payment_is_described_with_what_to_do() -> None:
+    table = rows(read("reference/errors.md"), "## Reasons of payments")
+    described = [name for row in table for name in re.findall(r"\w+", row[0])]
+    assert sorted(described) == sorted({*PaymentReason, *NO_ANSWER, *BY_THE_CHAIN, NOT_SEEN})
+    assert all(all(row) for row in table)
+
+
 def test_every_exit_code_is_described() -> None:
     described = [int(row[0]) for row in rows(read("reference/errors.md"), "## Exit codes of `obol`")]
     assert described == [code.value for code in ExitCode]
@@ -88,6 +100,7 @@ def gateway_text() -> str:
     metrics.request("offer", "served")
     metrics.payment("offer", "settled")
     metrics.revenue("network", "asset", 1)
+    metrics.watch_chain("network", lambda: True, int)
     metrics.answer("chat", "model", first_s=1.0, total_s=2.0, usage=Usage(1, 2))
     return metrics.render().decode()
 

@@ -90,11 +90,14 @@ async def test_a_refusal_after_the_money_moved_is_not_believed(shop_on: ShopOn, 
 
 async def test_while_no_endpoint_answers_the_facilitator_is_believed(shop_on: ShopOn, anvil: Anvil) -> None:
     async with FakeRpc(anvil.url) as fake:
-        shop = await shop_on(rpc_urls=(fake.url,))
+        shop = await shop_on(rpc_urls=(fake.url,), retry_schedule_s=None)
         fake.behaviours = {"*": Drops()}
         shop.facilitator.behaviour = Ok()
         assert (await shop.pay(chat())).status == 200
         assert any(line["event"] == "witness_unavailable" for line in shop.logged)
+        metrics = (await shop.get("/metrics")).body.decode()
+        assert 'obol_chain_up{network="eip155:84532"} 0.0' in metrics
+        assert 'obol_settlements_unseen{network="eip155:84532"} 1.0' in metrics
         assert "s3cret" not in str(shop.logged)
 
 

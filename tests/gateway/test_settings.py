@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from obol import Gateway, GatewayConfig
 from obol.core.capacity import Capacity
 from obol.core.offer import OPENAI_APIS, Model, SettlementPolicy, Standing
 from obol.errors import SettingsError
-from obol.gateway.settings import asset_of, checked, is_loopback, offer_of, split_address
+from obol.gateway.settings import asset_of, checked, is_loopback, ledger_name, offer_of, split_address
 from tests.fakes.facilitator import FakeFacilitator, MakeBelieve
 from tests.gateway.shop import MODEL, SELLER, Shop
 
@@ -45,7 +46,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "--max-unsettled": [
         {"settlement": SettlementPolicy.AFTER},
         {"settlement": SettlementPolicy.BEFORE, "max_unsettled": "1"},
-        *({"max_unsettled": text} for text in ("0,01", "abc", "-1", "1e-9", "0", "")),
+        *({"max_unsettled": text} for text in ("0,01", "abc", "-1", "1e-9", "0", "", "0.000999")),
     ],
     "--standing-after": [{"standing_after": 1}, {"standing_after": -1, "max_unsettled": "1"}],
     "--queue-timeout": [{"queue_timeout_s": 0.0}],
@@ -57,6 +58,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "--upstream-idle-timeout": [{"upstream_idle_timeout_s": 0.0}],
     "--no-payment-gate": [{"no_payment_gate": True, "listen": text} for text in ("0.0.0.0:1", ":1", "shop.local:1")],
     "--verify-only": [{"verify_only": True, "no_payment_gate": True}],
+    "--settlement": [{"verify_only": True, "settlement": SettlementPolicy.BEFORE}],
 }
 
 
@@ -147,6 +149,12 @@ def test_loopback(host: str | None, loopback: bool) -> None:
 )
 def test_addresses(text: str, address: tuple[str | None, int]) -> None:
     assert split_address(text, "--listen") == address
+
+
+def test_the_seller_is_told_where_the_ledger_is_and_never_its_password() -> None:
+    assert ledger_name(replace(CONFIG, data_dir=Path("/data"))) == "/data/ledger.sqlite3"
+    assert ledger_name(replace(CONFIG, data_dir=Path("/data"), devnet=True)) == "/data/ledger-devnet.sqlite3"
+    assert ledger_name(replace(CONFIG, ledger_url="postgresql://obol:hunter2@db/obol")) == "PostgreSQL"
 
 
 def test_a_credential_does_not_show() -> None:

@@ -60,7 +60,9 @@ async def test_status_shows_the_offer(make_shop: MakeShop) -> None:
         "verifyOnly": False,
         "settlement": "on-output",
         "lossBound": (
-            "what each open stream delivers until its settlement is refused; a plain answer is held until it is paid"
+            "to each payer address (a buyer may have many): what each open stream delivers until its settlement is "
+            "refused, all of it if the facilitator says neither yes nor no; the work of a plain answer, which is held "
+            "until it is paid; the answer that is leaving when the process dies"
         ),
         "maxUnsettledAtomic": None,
         "payment": {
@@ -75,6 +77,11 @@ async def test_status_shows_the_offer(make_shop: MakeShop) -> None:
         },
         "requestLimits": {"maxBodyBytes": 10 * 1024 * 1024, "maxInputTokens": None, "maxOutputTokens": 100},
     }
+
+
+async def test_where_the_ledger_is_no_buyer_is_told(shop: Shop) -> None:
+    """On an admin address the seller is, see `test_sell.py`."""
+    assert "ledger" not in await status(shop)
 
 
 async def test_status_and_metrics_never_name_the_upstream_or_its_credential(make_shop: MakeShop) -> None:

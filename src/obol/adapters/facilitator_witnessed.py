@@ -53,6 +53,10 @@ class WitnessedFacilitator:
         self._log = log
         self._seen_within_s = seen_within_s
         self._confirmed_within_s = confirmed_within_s
+        self.is_chain_up: bool | None = None
+        """Whether the chain could be asked the last time; None: it was not asked yet."""
+        self.unseen = 0
+        """Settlements that were believed because the chain could not be asked."""
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyOutcome:
         """See the port. A refusal is `PaidAlready` where the chain shows that, and nobody can say where it may be."""
@@ -91,6 +95,8 @@ class WitnessedFacilitator:
                 return _disbelieved(said)
             case None if said.outcome is SettleOutcome.FAILED and said.transaction:
                 return _disbelieved(said)  # it may have reverted because somebody else sent the same first
+            case None if said.outcome is SettleOutcome.SETTLED:
+                self.unseen += 1
         return said
 
     async def supported(self) -> SupportedResponse:
@@ -109,8 +115,9 @@ class WitnessedFacilitator:
         try:
             is_just_used = await self._witness.is_just_used(payload, requirements)
         except ChainUnavailableError as error:
-            self._log.warning("witness_unavailable", error=str(error))
+            self._is_down(error)
             return None
+        self.is_chain_up = True
         return await self._fate(payload, requirements) if is_just_used else None
 
     async def _fate_of_settled(
@@ -136,11 +143,16 @@ class WitnessedFacilitator:
         try:
             fate = await self._witness.fate(payload, requirements)
         except ChainUnavailableError as error:
-            self._log.warning("witness_unavailable", error=str(error))
+            self._is_down(error)
             return None
+        self.is_chain_up = True
         if isinstance(fate, Used):
             self._log.warning("use_not_shown", error=fate.why)
         return fate
+
+    def _is_down(self, error: ChainUnavailableError) -> None:
+        self.is_chain_up = False
+        self._log.warning("witness_unavailable", error=str(error))
 
     def _warn_of_a_foreign_transaction(self, said: Settlement, fate: Moved) -> None:
         if said.outcome is SettleOutcome.SETTLED and said.transaction.lower() != fate.transaction:

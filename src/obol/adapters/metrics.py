@@ -33,6 +33,10 @@ class Metrics:
         self._in_flight = Gauge("obol_in_flight", "Slots held", ["offer"], registry=registry)
         self._queued = Gauge("obol_queued", "Sales waiting for a slot", ["offer"], registry=registry)
         self._capacity = Gauge("obol_capacity_max_in_flight", "Seller-declared slots", ["offer"], registry=registry)
+        self._chain_up = Gauge("obol_chain_up", "Chain could be asked last time", ["network"], registry=registry)
+        self._unseen = Gauge(
+            "obol_settlements_unseen", "Believed while the chain could not be asked", ["network"], registry=registry
+        )
         self.verification_s = Histogram(
             "obol_verification_seconds", "Payment header to verified", buckets=_FAST_S, registry=registry
         )
@@ -71,6 +75,16 @@ class Metrics:
         self._queued.labels(offer.name).set_function(queued)
         if offer.capacity is not None and offer.capacity.max_in_flight is not None:
             self._capacity.labels(offer.name).set(offer.capacity.max_in_flight)
+
+    def watch_chain(self, network: str, is_up: Callable[[], bool | None], unseen: Callable[[], int]) -> None:
+        """Read, whenever the metrics are rendered, what is known of the chain that settlements are looked up on."""
+
+        def up() -> float:
+            known = is_up()
+            return float("nan") if known is None else float(known)
+
+        self._chain_up.labels(network).set_function(up)
+        self._unseen.labels(network).set_function(unseen)
 
     def request(self, offer: str, outcome: str) -> None:
         """Count a request: `served`, `quoted`, `upstream_error`, or the reason of its refusal."""

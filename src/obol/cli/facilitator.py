@@ -7,6 +7,8 @@ import click
 from click.core import ParameterSource
 
 from obol.cli import output
+from obol.cli.environment import secret
+from obol.cli.rpc_urls import rpc_urls
 from obol.facilitator.settings import DEFAULT_LISTEN, FacilitatorSettings
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def facilitator() -> None:
     """Verify and settle x402 payments for sellers."""
 
 
-@facilitator.command()
+@facilitator.command(short_help="Verify and settle for whoever asks, until SIGTERM.")
 @click.option("--devnet", is_flag=True, help="On the embedded ledger of play money.")
 @click.option(
     "--rpc",
@@ -153,6 +155,7 @@ def run(  # noqa: PLR0913 - the options
     if devnet:
         run_async(_serve_devnet(settings, as_json=as_json))
         return
+    urls = tuple(rpc_urls(text) for text in rpcs)
     if chains:
         raise SettingsError("--chain", "is for --devnet: the nodes of --rpc say of which chain they are")
     if keystore is None and keystore_password_env is not None:
@@ -164,7 +167,7 @@ def run(  # noqa: PLR0913 - the options
     from obol.facilitator.on_chain import ChainSettings
 
     on_chain = ChainSettings(
-        rpc_urls=tuple(tuple(url.strip() for url in text.split(",") if url.strip()) for text in rpcs),
+        rpc_urls=urls,
         data_dir=settings.data_dir,
         catalogue=settings.catalogue,
         limits=SendingLimits(max_fee_wei=max_gas_price * _GWEI),
@@ -191,15 +194,11 @@ def _address(text: str, field: str) -> str:
 
 def _keystore(path: Path | None, variable: str | None, environ: "Mapping[str, str]") -> tuple[Path, str] | None:
     """A keystore file and its password, from the environment or the terminal."""
-    from obol.errors import SettingsError
-
     if path is None:
         return None
     if variable is None:
         return path, str(click.prompt(f"Password of {path}", hide_input=True, err=True))
-    if not environ.get(variable):
-        raise SettingsError("--keystore-password-env", f"the environment variable {variable} is not set or is empty")
-    return path, environ[variable]
+    return path, secret(environ, "--keystore-password-env", variable)
 
 
 def _signer(
@@ -213,7 +212,7 @@ def _signer(
     try:
         from obol.adapters.evm_signing import LocalTransactionSigner, RemoteTransactionSigner
     except ModuleNotFoundError:
-        raise SettingsError("--rpc", "needs eth-account: run `pip install 'obol-inference[facilitator]'`") from None
+        raise SettingsError("--rpc", "needs eth-account: install obol with its extra `facilitator`") from None
     if keystore is not None:
         return LocalTransactionSigner.from_keystore(*keystore)
     if key_file is not None:
@@ -255,6 +254,9 @@ async def _serve_chains(
         "gas_paid_by": signer.address,
         "journals": str(on_chain.data_dir),
     }
+    shortages = [await served.gas.shortage() for served in facilitator.served if served.gas is not None]
+    if any(shortages):
+        facts["gas_short"] = "; ".join(f"{shortage}: fund it" for shortage in shortages if shortage)
     await _serve(facilitator, metrics, settings, facts, as_json=as_json)
 
 
@@ -291,6 +293,11 @@ async def _serve(
     def announce(url: str) -> None:
         output.show({"address": url, **facts}, title="Facilitator listening", as_json=as_json)
 
+    def say_goodbye() -> None:
+        output.note("stopping: no new requests, waiting for those being answered (again Ctrl-C: at once)")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
     try:
         app = build_app(
             facilitator,
@@ -299,7 +306,7 @@ async def _serve(
             catalogue=settings.catalogue,
             metrics=metrics,
         )
-        await serve(app, settings, on_listening=announce, stop=stop)
+        await serve(app, settings, on_listening=announce, stop=stop, on_stopping=say_goodbye)
     finally:
         await facilitator.close()
 

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from obol.cli import output
+from obol.cli.environment import secret
 from obol.cli.exit_codes import ExitCode
+from obol.cli.rpc_urls import rpc_urls
 from obol.core.offer import OPENAI_APIS, Api, SettlementPolicy
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ def sell() -> None:
 _API_NAMES = ["openai", *(api.value for api in Api)]
 
 
-@sell.command()
+@sell.command(short_help="Sell the answers of a model server, until SIGTERM.")
 @click.argument("name")
 @click.option("--upstream", "upstream_url", required=True, metavar="URL", help="The model server, without /v1.")
 @click.option("--pay-to", "--wallet", envvar="X402_WALLET", default="", metavar="0x…", help="Address that is paid.")
@@ -47,7 +50,7 @@ _API_NAMES = ["openai", *(api.value for api in Api)]
     "--rpc",
     envvar="OBOL_RPC",
     metavar="URL[,URL…]",
-    help="Nodes of the chain: a settlement is believed once they show it.",
+    help="Nodes of the chain (or OBOL_RPC): a settlement is believed once they show it.",
 )
 @click.option(
     "--confirmations",
@@ -237,26 +240,23 @@ def _config(options: dict[str, Any], environ: Any) -> "GatewayConfig":
         raise SettingsError("--devnet", "contradicts --facilitator: choose one place to settle")
     options["facilitator_url"], *fallbacks = facilitator_urls or [DEFAULT_FACILITATOR_URL]
     options["fallback_facilitator_urls"] = tuple(fallbacks)
-    options["rpc_urls"] = tuple(url.strip() for url in (options.pop("rpc") or "").split(",") if url.strip())
+    rpc = options.pop("rpc")
+    options["rpc_urls"] = () if rpc is None else rpc_urls(rpc)
+    is_settlement_given = click.get_current_context().get_parameter_source("settlement") is ParameterSource.COMMANDLINE
+    if options["verify_only"] and is_settlement_given:
+        raise SettingsError("--settlement", "contradicts --verify-only: nothing is settled")
     options["settlement"] = Policy(options["settlement"])
     options["apis"] = _apis(options["apis"])
     variable = options.pop("ledger_env")
     if variable is not None:
-        options["ledger_url"] = _secret(environ, "--ledger-env", variable)
+        if options["data_dir"] is not None:
+            raise SettingsError("--data-dir", "contradicts --ledger-env: nothing would be kept there")
+        options["ledger_url"] = secret(environ, "--ledger-env", variable)
     variable = options.pop("upstream_auth_env")
     if variable is not None:
-        key = _secret(environ, "--upstream-auth-env", variable)
+        key = secret(environ, "--upstream-auth-env", variable)
         options["upstream_authorization"] = key if " " in key else f"Bearer {key}"
     return GatewayConfig(**options)
-
-
-def _secret(environ: Any, flag: str, variable: str) -> str:
-    from obol.errors import SettingsError
-
-    value: str = environ.get(variable, "")
-    if not value:
-        raise SettingsError(flag, f"the environment variable {variable} is not set or is empty")
-    return value
 
 
 def _apis(names: tuple[str, ...]) -> frozenset[Api]:
@@ -292,7 +292,7 @@ async def _serve(config: "GatewayConfig", *, log_format: str, as_json: bool) -> 
 
 def _summary(gateway: "Gateway") -> dict[str, object]:
     from obol.core.money import format_amount
-    from obol.gateway.settings import split_address
+    from obol.gateway.settings import ledger_name, split_address
 
     offer, config = gateway.offer, gateway.config
     asset = offer.asset
@@ -313,6 +313,7 @@ def _summary(gateway: "Gateway") -> dict[str, object]:
         "settlement": _settlement_text(offer),
         "at_risk": offer.loss_bound,
         "capacity": _capacity_text(offer.capacity),
+        "ledger": ledger_name(config),
     }
     if split_address(config.listen, "--listen")[0] in (None, "0.0.0.0", "::"):  # noqa: S104 - only told
         summary["reachable"] = "on all interfaces of this machine"
@@ -371,6 +372,8 @@ def _show_status(report: dict[str, Any], *, as_json: bool) -> None:
     }
     if not offer["paymentGate"]:
         del rows["settlement"]
+    if "ledger" in report:  # only where no buyer looks on
+        rows["ledger"] = report["ledger"]
     output.show(rows, title=f"Offer {offer['name']}")
 
 

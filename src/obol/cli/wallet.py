@@ -21,7 +21,7 @@ _KEY_FILE = click.option(
 )
 
 
-@wallet.command()
+@wallet.command(short_help="Make a new key in a new file, and show its address.")
 @_KEY_FILE
 @output.json_option
 def new(key_file: Path, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def new(key_file: Path, as_json: bool) -> None:
     output.show({"address": signer.address, "key_file": str(key_file)}, title="new wallet", as_json=as_json)
 
 
-@wallet.command()
+@wallet.command(short_help="Show the address of a key.")
 @_KEY_FILE
 @output.json_option
 def address(key_file: Path, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from obol.core.capacity import Capacity
+from obol.core.money import format_amount
 from obol.core.networks import Asset
 
 
@@ -91,19 +92,26 @@ class Offer:
 
     @property
     def loss_bound(self) -> str:
-        """What the seller can lose to one payer who does not pay, in words. Times are the facilitator's."""
+        """What the seller can lose to one payer who does not pay, in words: the table of
+        `docs/explanation/life-of-a-payment.md`, for this offer."""
         if self.verify_only or not self.payment_gate:
             return "everything: nothing is settled"
+        dying = "the answer that is leaving when the process dies"
         if self.settlement is SettlementPolicy.BEFORE:
-            return "nothing: money moves before the model is asked"
-        streams = "what each open stream delivers until its settlement is refused"
-        if self.standing is None:
-            return f"{streams}; a plain answer is held until it is paid"
-        who = f"a payer with {self.standing.after_sales} settled sales" if self.standing.after_sales else "any payer"
-        ahead = f"answers for {self.standing.max_unsettled_atomic} atomic units at once to {who}"
-        if self.settlement is SettlementPolicy.AFTER:
-            return f"{ahead}; above that, {streams}"
-        return f"{streams}, and plain {ahead}"
+            return f"nothing: money moves before the model is asked; but {dying} is served again"
+        refused = "what each open stream delivers until its settlement is refused"
+        streams = f"{refused}, all of it if the facilitator says neither yes nor no"
+        cases = [streams, "the work of a plain answer, which is held until it is paid", dying]
+        if self.standing is not None:
+            cases = [self._ahead(self.standing), *cases]
+        return f"to each payer address (a buyer may have many): {'; '.join(cases)}"
+
+    def _ahead(self, standing: Standing) -> str:
+        """What is handed over before it is paid."""
+        kind = "answers" if self.settlement is SettlementPolicy.AFTER else "plain answers"
+        amount = f"{format_amount(standing.max_unsettled_atomic, self.asset.decimals)} {self.asset.symbol}"
+        once = f", once it has {standing.after_sales} settled sales" if standing.after_sales else ""
+        return f"up to {amount} of {kind} ahead of payment{once}"
 
     def model(self, public: str) -> Model | None:
         """The sold model of that public name, or None."""

@@ -5,14 +5,21 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from obol.adapters.listening import why_not
 from obol.errors import SettingsError
 from obol.facilitator.settings import FacilitatorSettings
 
 
 async def serve(
-    app: web.Application, settings: FacilitatorSettings, *, on_listening: Callable[[str], None], stop: asyncio.Event
+    app: web.Application,
+    settings: FacilitatorSettings,
+    *,
+    on_listening: Callable[[str], None],
+    stop: asyncio.Event,
+    on_stopping: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve `app` until `stop` is set, then drain. `on_listening` gets the URL, with the real port.
+    """Serve `app` until `stop` is set, then drain. `on_listening` gets the URL, with the real port; `on_stopping` is
+    called before the drain.
 
     Raises `SettingsError` naming `--listen` when the address cannot be listened on.
     """
@@ -23,12 +30,14 @@ async def serve(
         try:
             await site.start()
         except OSError as error:
-            raise SettingsError("--listen", f"cannot listen on {settings.host}:{settings.port}: {error}") from error
-        on_listening(_url(settings.host, runner.addresses[0][1]))
+            address = _address(settings.host, settings.port)
+            raise SettingsError("--listen", f"cannot listen on {address}: {why_not(error)}") from error
+        on_listening(f"http://{_address(settings.host, runner.addresses[0][1])}")
         await stop.wait()
+        on_stopping()
     finally:
         await runner.cleanup()
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

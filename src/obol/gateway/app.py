@@ -32,14 +32,15 @@ NOT_FOUND = Refusal(Reason.NOT_FOUND, MESSAGES[Reason.NOT_FOUND])
 
 
 class App:
-    """One gateway's handlers. `has_admin` moves `/status` and `/metrics` to `handle_admin`."""
+    """One gateway's handlers. `has_admin` moves `/status` and `/metrics` to `handle_admin`; `ledger` is shown there."""
 
-    def __init__(self, till: Till, *, public_url: str | None = None, has_admin: bool = False) -> None:
+    def __init__(self, till: Till, *, public_url: str | None = None, has_admin: bool = False, ledger: str = "") -> None:
         self._till = till
         self._live, self._ports = till.live, till.ports
         self._public_url = public_url.rstrip("/") if public_url else None
         self._public_path = urlsplit(self._public_url).path if self._public_url else ""
         self._has_admin = has_admin
+        self._ledger = ledger if has_admin else ""
         self._sales: set[asyncio.Task[web.StreamResponse | Refusal]] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -116,7 +117,7 @@ class App:
     async def _admin(self, call: Call) -> web.StreamResponse | Refusal:
         match call.request.raw_path.partition("?")[0]:
             case "/status":
-                return status.status(self._live, self._ports)
+                return status.status(self._live, self._ports, ledger=self._ledger)
             case "/metrics":
                 return web.Response(body=self._ports.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
             case "/health":

@@ -14,6 +14,8 @@ from aiohttp import web
 from obol.adapters.clock import SystemClock
 from obol.adapters.entropy import Entropy
 from obol.adapters.event_loop import run
+from obol.adapters.facilitator_witnessed import WitnessedFacilitator
+from obol.adapters.listening import why_not
 from obol.adapters.logs import make_logger
 from obol.adapters.metrics import Metrics
 from obol.adapters.server_probe import ProbedServer, ServerProbe
@@ -27,7 +29,7 @@ from obol.gateway.http_server import Handler, HttpServer
 from obol.gateway.ledgers import open_ledger
 from obol.gateway.live_offer import LiveOffer
 from obol.gateway.ports import Ports
-from obol.gateway.settings import GatewayConfig, checked, offer_of, split_address
+from obol.gateway.settings import GatewayConfig, checked, ledger_name, offer_of, split_address
 from obol.gateway.settling import Settler
 from obol.gateway.till import Patience, Till
 from obol.gateway.watch import adopt_from_the_dead, watch_upstream
@@ -148,7 +150,8 @@ class Gateway:
         if recovered:
             self.warnings.append(f"{recovered} unfinished sales of an earlier run are being finished")
         till = Till(live, ports, settler, Patience(config.body_timeout_s, config.reader_timeout_s))
-        app = App(till, public_url=config.public_url, has_admin=config.admin_listen is not None)
+        has_admin = config.admin_listen is not None
+        app = App(till, public_url=config.public_url, has_admin=has_admin, ledger=ledger_name(config))
         await self._listen(app)
         self._live = live
         loop = asyncio.get_running_loop()
@@ -170,7 +173,11 @@ class Gateway:
         self._stack.push_async_callback(ledger.close)
         facilitator = await open_facilitator(config, offer, clock=self._clock, log=self._log, warnings=self.warnings)
         self._stack.push_async_callback(facilitator.close)
-        return Ports(ledger, facilitator, self._clock, Entropy(), Metrics(), self._log, config.catalogue)
+        metrics = Metrics()
+        if isinstance(facilitator, WitnessedFacilitator):
+            chain = facilitator
+            metrics.watch_chain(offer.asset.network.caip2, lambda: chain.is_chain_up, lambda: chain.unseen)
+        return Ports(ledger, facilitator, self._clock, Entropy(), metrics, self._log, config.catalogue)
 
     async def _open_offer(
         self, offer: Offer, probe: ServerProbe, server: ProbedServer, extensions: Mapping[str, Any]
@@ -208,7 +215,7 @@ class Gateway:
         try:
             await web.TCPSite(runner, host, port, backlog=1024).start()
         except OSError as error:
-            raise SettingsError(field, f"cannot listen on {address!r}: {error.strerror}") from error
+            raise SettingsError(field, f"cannot listen on {address!r}: {why_not(error)}") from error
         self._runners.append(runner)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from obol.adapters.paths import ledger_file, user_data_dir
 from obol.core.capacity import Capacity
 from obol.core.money import parse_amount
 from obol.core.networks import DEFAULT_CATALOGUE, Asset, Catalogue, TransferMethod, canonical_address
@@ -116,8 +117,10 @@ def checked(config: GatewayConfig) -> GatewayConfig:
     if config.admin_listen is not None:
         split_address(config.admin_listen, "--admin-listen")
     _check_settling(config)
-    parse_amount(config.price, asset_of(config).decimals, field="--price")
-    _standing(config, asset_of(config))
+    price_atomic = parse_amount(config.price, asset_of(config).decimals, field="--price")
+    standing = _standing(config, asset_of(config))
+    if standing is not None and standing.max_unsettled_atomic < price_atomic:
+        raise SettingsError("--max-unsettled", "is below --price: no answer would ever be ahead of its money")
     if config.no_payment_gate:
         return _without_gate(config)
     split_address(config.listen, "--listen")
@@ -160,6 +163,13 @@ def offer_of(config: GatewayConfig, served_models: tuple[str, ...]) -> Offer:
         payment_gate=not config.no_payment_gate,
         description=config.description or f"LLM inference by {config.name}",
     )
+
+
+def ledger_name(config: GatewayConfig) -> str:
+    """Where the ledger is, for the seller; of a database only what it is, because its URL holds a password."""
+    if config.ledger_url is not None:
+        return "PostgreSQL"
+    return str(ledger_file(config.data_dir or user_data_dir(), devnet=config.devnet))
 
 
 def split_address(text: str, field: str) -> tuple[str | None, int]:
@@ -238,6 +248,8 @@ def _check_settling(config: GatewayConfig) -> None:
     urls = (config.facilitator_url, *config.fallback_facilitator_urls)
     if len(set(urls)) < len(urls):
         raise SettingsError("--facilitator", "names the same facilitator twice")
+    if config.verify_only and config.settlement is not SettlementPolicy.ON_OUTPUT:
+        raise SettingsError("--settlement", "contradicts --verify-only: nothing is settled")
     if config.confirmations != 1 and not config.rpc_urls:
         raise SettingsError("--confirmations", "means nothing without --rpc: nobody looks at the chain")
 

@@ -55,9 +55,11 @@ async def _ledger_check(live: LiveOffer, ports: Ports) -> str:
     return "writable"
 
 
-def status(live: LiveOffer, ports: Ports) -> web.Response:
-    """The offer, its capacity block (as `ServiceOffer.status.capacity`), and counters since start."""
+def status(live: LiveOffer, ports: Ports, *, ledger: str = "") -> web.Response:
+    """The offer, its capacity block (as `ServiceOffer.status.capacity`), and counters since start. `ledger`: where it
+    is, for the seller alone; "" where buyers look on."""
     totals = ports.metrics.totals()
+    private = {"ledger": ledger} if ledger else {}
     return json_response(
         {
             "offer": offer_block(live.offer),
@@ -72,6 +74,7 @@ def status(live: LiveOffer, ports: Ports) -> web.Response:
                 {"network": network, "asset": asset, "amountAtomic": str(amount_atomic)}
                 for (network, asset), amount_atomic in sorted(ports.metrics.revenue_by_asset().items())
             ],
+            **private,
         }
     )
 
