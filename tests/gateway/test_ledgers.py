@@ -52,4 +52,4 @@ def test_without_the_extra_a_shared_ledger_is_refused_by_the_name_of_the_extra()
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "--ledger-env: a shared ledger needs: pip install 'obol-inference[postgres]'\n"
+    assert ran.stdout == "--ledger-env: a shared ledger needs psycopg: install obol with its extra `postgres`\n"

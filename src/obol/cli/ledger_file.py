@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from obol.cli.environment import secret
 from obol.cli.exit_codes import ExitCode
 from obol.cli.output import CommandError
 from obol.errors import SettingsError
@@ -51,12 +52,7 @@ def _place(data_dir: Path | None, devnet: bool, variable: str | None) -> LedgerP
         return LedgerPlace(data_dir, devnet)
     if devnet or data_dir is not None:
         raise SettingsError("--ledger-env", "contradicts --data-dir and --devnet: say where one ledger is")
-    if not variable.isidentifier():  # such as the URL itself, with its password: it is not said again
-        raise SettingsError("--ledger-env", "is the name of an environment variable, which holds the URL")
-    url = os.environ.get(variable)
-    if not url:
-        raise SettingsError("--ledger-env", f"the environment variable {variable} is not set or is empty")
-    return LedgerPlace(url=url)
+    return LedgerPlace(url=secret(os.environ, "--ledger-env", variable))
 
 
 def existing_ledger_file(place: LedgerPlace) -> Path:

@@ -20,7 +20,7 @@ async def open_ledger(config: GatewayConfig, clock: Clock) -> Ledger:
 async def open_shared_ledger(url: str, clock: Clock, *, may_create: bool = True) -> Ledger:
     """The one in a PostgreSQL database, made if there is none and `may_create`. Raises like `open_ledger`."""
     if find_spec("psycopg") is None:
-        raise SettingsError("--ledger-env", "a shared ledger needs: pip install 'obol-inference[postgres]'")
+        raise SettingsError("--ledger-env", "a shared ledger needs psycopg: install obol with its extra `postgres`")
     from obol.adapters.ledger_postgres import PostgresLedger  # noqa: PLC0415 - what it needs is an extra
 
     return await PostgresLedger.open(url, clock, may_create=may_create)
