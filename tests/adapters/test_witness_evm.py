@@ -137,7 +137,8 @@ async def test_an_expiry_that_is_not_deep_enough_is_still_open(fake: FakeRpc, an
     await witness.close()
 
 
-async def test_what_was_sent_before_a_long_outage_is_found(fake: FakeRpc, anvil: Anvil) -> None:
+@pytest.mark.parametrize("has_state", [True, False])
+async def test_what_was_sent_before_a_long_outage_is_found(fake: FakeRpc, anvil: Anvil, has_state: bool) -> None:
     """However many blocks were made since: it can only have been used in its window."""
     witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA), newest_blocks=10)
     await anvil.mine(50)
@@ -153,12 +154,52 @@ async def test_what_was_sent_before_a_long_outage_is_found(fake: FakeRpc, anvil:
         (given,) = asked["params"]
         widths.append(int(given["toBlock"], 16) - int(given["fromBlock"], 16))
 
-    fake.behaviours = {"eth_getLogs": Where(note)}
+    if not has_state:
+        fake.behaviours["eth_call"] = Where(pruned(await anvil.rpc("eth_blockNumber")))
+    fake.behaviours["eth_getLogs"] = Where(note)
     fate = await witness.fate(paid, WANTED)
     assert isinstance(fate, Moved)
     assert fate.age_s >= 3600
-    assert widths == [10, 2]
+    assert widths == [10, 0 if has_state else 2]
     await witness.close()
+
+
+def pruned(newest: str) -> Callable[[Mapping[str, Any]], Behaviour | None]:
+    """A node that has the state of the newest block only."""
+    gone = Errors(-32000, "missing trie node")
+    return lambda asked: None if asked["params"][1] == newest else gone
+
+
+async def test_a_cancellation_before_its_window_is_found_however_long_ago(fake: FakeRpc, anvil: Anvil) -> None:
+    witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA), newest_blocks=10)
+    nonce = "0x" + "78" * 32
+    await anvil.mine(100)
+    await anvil.send(USDC.address, cancel_call(PAYER, nonce))
+    await anvil.mine(3000)
+    now_s = await anvil.now_s()
+    paid = pay(WANTED, nonce=nonce, validAfter=now_s - 2, validBefore=now_s + 300)
+    fake.asked.clear()
+    assert await witness.fate(paid, WANTED) == NeverMoves(CANCELLED)
+    assert fake.asked.total() <= 2 * 12 + 10
+    fake.behaviours = {"eth_call": Where(pruned(await anvil.rpc("eth_blockNumber")))}
+    other = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA), newest_blocks=10)
+    assert await other.fate(paid, WANTED) == Used()
+    await other.close()
+    await witness.close()
+
+
+async def test_what_has_long_been_final_costs_no_question(witness: EvmWitness, fake: FakeRpc, anvil: Anvil) -> None:
+    moved, cancelled, expired = pay(WANTED), pay(WANTED), await pay_until(anvil, 60)
+    await anvil.send(USDC.address, transfer_call(moved))
+    await anvil.send(USDC.address, cancel_call(PAYER, cancelled.payload.signed.nonce))
+    await anvil.pass_time(700)
+    fates = [await witness.fate(one, WANTED) for one in (moved, cancelled, expired)]
+    fake.asked.clear()
+    assert [await witness.fate(one, WANTED) for one in (moved, cancelled, expired)] == fates
+    assert fake.asked.total() == 0
+    longer = pay(WANTED, nonce=expired.payload.signed.nonce, validBefore=await anvil.now_s() + 600)
+    assert await witness.fate(longer, WANTED) == StillOpen()
+    assert await witness.fate(moved, requirements(PRICE_ATOMIC - 1)) == NeverMoves(USED_ELSEWHERE)
 
 
 async def test_how_long_ago_it_moved_is_by_the_chains_clock(witness: EvmWitness, anvil: Anvil) -> None:

@@ -19,8 +19,8 @@ from obol.x402.authorization import parse_authorization
 from obol.x402.client import sign_exact
 from obol.x402.models import PaymentPayload
 from obol.x402.permit2 import EXACT_PROXY_ADDRESS, PERMIT2_ADDRESS
-from obol.x402.witness import CANCELLED, Moved, NeverMoves, StillOpen, Unconfirmed, Used
-from tests.adapters.payments import SELLER, requirements
+from obol.x402.witness import CANCELLED, USED_ELSEWHERE, Moved, NeverMoves, StillOpen, Unconfirmed, Used
+from tests.adapters.payments import SELLER, account, requirements
 from tests.evm.anvil import Anvil
 from tests.evm.contracts import OBOL, allow_permit2, call, deploy_batcher, place_obol, place_permit2, settle_call
 from tests.fakes.rpc import Behaviour, Drops, Errors, FakeRpc, Says, Where
@@ -29,6 +29,7 @@ PRICE_ATOMIC = 10**18
 BUYER = LocalSigner(bytes([1] * 32))
 WANTED = requirements(PRICE_ATOMIC, OBOL, extra={"assetTransferMethod": "permit2"})
 LIMIT = Errors(-32007, "50/second request limit reached")
+NO_SUCH_METHOD = Errors(-32601, "the method does not exist")
 
 
 @pytest.fixture
@@ -48,9 +49,10 @@ async def witness(fake: FakeRpc) -> AsyncIterator[EvmWitness]:
     await witness.close()
 
 
-def pay() -> PaymentPayload:
-    now_s = SystemClock().now_s()
-    return sign_exact(BUYER, WANTED, OBOL, now_s=now_s, nonce=secrets.token_bytes(32), version=2)
+def pay(pay_to: str = SELLER, *, nonce: bytes | None = None) -> PaymentPayload:
+    wanted = msgspec.structs.replace(WANTED, pay_to=pay_to)
+    now_s, nonce = SystemClock().now_s(), nonce or secrets.token_bytes(32)
+    return sign_exact(BUYER, wanted, OBOL, now_s=now_s, nonce=nonce, version=2)
 
 
 async def settled(anvil: Anvil) -> PaymentPayload:
@@ -62,10 +64,12 @@ async def settled(anvil: Anvil) -> PaymentPayload:
 @pytest.mark.parametrize(
     "behaviours",
     [
-        {"eth_getLogs": Says(lambda _: [])},
+        {"eth_getLogs": Says(lambda _: []), "eth_getBlockReceipts": NO_SUCH_METHOD},
+        {"eth_getLogs": Says(lambda _: []), "eth_getBlockReceipts": Says(lambda _: [])},
+        {"eth_getLogs": Says(lambda _: []), "eth_getBlockReceipts": Says(lambda all_: [all_[0] | {"logs": []}])},
         {"eth_getLogs": Drops()},
         {"eth_getLogs": LIMIT},
-        {"eth_getTransactionByHash": Says(lambda _: None)},
+        {"eth_getTransactionByHash": Says(lambda _: None), "eth_getBlockReceipts": NO_SUCH_METHOD},
         {"eth_getTransactionByHash": LIMIT},
     ],
 )
@@ -106,36 +110,131 @@ async def test_what_was_invalidated_after_it_had_paid_has_moved(witness: EvmWitn
     assert isinstance(await witness.fate(paid, WANTED), Moved)
 
 
-async def test_what_paid_inside_another_call_and_was_invalidated_afterwards_is_used(
-    witness: EvmWitness, anvil: Anvil
-) -> None:
+async def batched(anvil: Anvil, *calls: tuple[str, bytes]) -> None:
+    """By whoever saw the payments on their way."""
     await deploy_batcher(anvil)
-    paid = pay()
-    settle = BatchedCall(EXACT_PROXY_ADDRESS, settle_call(msgspec.to_builtins(paid.payload)), 400_000)
-    await anvil.send(load_batcher().address, run_data([settle]))
-    assert await anvil.balance(SELLER, OBOL.address) == PRICE_ATOMIC
-    await invalidate(anvil, paid)
-    assert await witness.fate(paid, WANTED) == Used()
+    batch = [BatchedCall(to, data, 400_000) for to, data in calls]
+    await anvil.send(load_batcher().address, run_data(batch))
 
 
-async def test_what_was_invalidated_in_the_block_in_which_its_payer_paid_the_amount_is_used(
-    witness: EvmWitness, anvil: Anvil
+def settling(paid: PaymentPayload) -> tuple[str, bytes]:
+    return EXACT_PROXY_ADDRESS, settle_call(msgspec.to_builtins(paid.payload))
+
+
+@pytest.mark.parametrize("blocks", [0, 2100])
+@pytest.mark.parametrize("is_voided", [False, True])
+async def test_what_paid_inside_another_call_has_moved(
+    witness: EvmWitness, anvil: Anvil, blocks: int, is_voided: bool
 ) -> None:
-    alone, paid, other = pay(), pay(), pay()
-    await invalidate(anvil, alone)
-    assert await witness.fate(alone, WANTED) == NeverMoves(CANCELLED)
+    paid = pay()
+    await batched(anvil, settling(paid))
+    (moved,) = await anvil.transfers(SELLER, OBOL.address)
+    await anvil.mine(blocks)
+    if is_voided:
+        await invalidate(anvil, paid)
+    assert await witness.fate(paid, WANTED) == Moved(moved.transaction, moved.log_index)
+
+
+async def test_payments_that_share_a_transaction_have_a_transfer_each(witness: EvmWitness, anvil: Anvil) -> None:
+    paid = [pay(), pay(), pay()]
+    await batched(anvil, *map(settling, paid))
+    moved = await anvil.transfers(SELLER, OBOL.address)
+    assert [await witness.fate(one, WANTED) for one in paid] == [Moved(one.transaction, one.log_index) for one in moved]
+
+
+async def test_one_among_many_payments_is_found(witness: EvmWitness, fake: FakeRpc, anvil: Anvil) -> None:
+    await anvil.mint(BUYER.address, 30 * PRICE_ATOMIC, OBOL.address)
+    paid = await settled(anvil)
+    for _ in range(17):
+        await settled(anvil)
+    assert isinstance(await witness.fate(paid, WANTED), Moved)
+    fake.behaviours = {"eth_getBlockReceipts": NO_SUCH_METHOD}
+    assert isinstance(await witness.fate(paid, WANTED), Moved)
+
+
+async def test_a_transfer_never_counts_for_two(witness: EvmWitness, anvil: Anvil) -> None:
+    """One pays, the other was used for somebody else; whoever sent both names both."""
+    paid, spent = pay(), pay()
+    to_another = pay(account(9).address, nonce=bytes.fromhex(parse_authorization(spent.payload).nonce[2:]))
+    await batched(anvil, settling(to_another), settling(paid), settling(spent))
+    assert len(await anvil.transfers(SELLER, OBOL.address)) == 1
+    assert [await witness.fate(one, WANTED) for one in (paid, spent)] == [Used(), Used()]
+
+
+async def test_a_transfer_that_names_no_nonce_counts_for_none(witness: EvmWitness, anvil: Anvil) -> None:
+    """A payer could use up many nonces for nothing in its block."""
+    paid = pay()
+    nonce = bytes.fromhex(parse_authorization(paid.payload).nonce[2:])
     await anvil.automine(False)
-    sender = "0x" + "dd" * 20
-    for address, to, data in (
-        (sender, EXACT_PROXY_ADDRESS, settle_call(msgspec.to_builtins(other.payload))),
-        (BUYER.address, PERMIT2_ADDRESS, invalidation(paid)),
-    ):
-        await anvil.fund_native(address)
-        await anvil.rpc("anvil_impersonateAccount", address)
-        asked = {"from": address, "to": to, "data": "0x" + data.hex(), "gas": hex(400_000)}
-        await anvil.rpc("eth_sendTransaction", asked)
+    await send(anvil, *settling(pay(account(9).address, nonce=nonce)), sender="0x" + "dd" * 20)
+    await send(anvil, OBOL.address, call("transfer(address,uint256)", SELLER, PRICE_ATOMIC), sender=BUYER.address)
     await anvil.mine()
     assert await witness.fate(paid, WANTED) == Used()
+
+
+@pytest.mark.parametrize("blocks", [0, 70, 2100])
+async def test_a_nonce_that_paid_somebody_else_never_pays_us(witness: EvmWitness, anvil: Anvil, blocks: int) -> None:
+    nonce = secrets.token_bytes(32)
+    theirs, ours = pay(account(9).address, nonce=nonce), pay(nonce=nonce)
+    await settled(anvil)
+    await anvil.send(*settling(theirs))
+    await anvil.mine(blocks)
+    assert await witness.fate(ours, WANTED) == NeverMoves(USED_ELSEWHERE)
+
+
+async def test_a_use_elsewhere_that_is_not_deep_enough_is_unconfirmed(fake: FakeRpc, anvil: Anvil) -> None:
+    witness = EvmWitness(EvmChain(JsonRpc([fake.url]), BASE_SEPOLIA, confirmations=3))
+    nonce = secrets.token_bytes(32)
+    await anvil.send(*settling(pay(account(9).address, nonce=nonce)))
+    assert await witness.fate(pay(nonce=nonce), WANTED) == Unconfirmed()
+    await anvil.mine(2)
+    assert await witness.fate(pay(nonce=nonce), WANTED) == NeverMoves(USED_ELSEWHERE)
+    await witness.close()
+
+
+async def test_where_the_block_of_a_use_elsewhere_is_not_shown_whole_it_is_used(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil
+) -> None:
+    nonce = secrets.token_bytes(32)
+    await anvil.send(*settling(pay(account(9).address, nonce=nonce)))
+    fake.behaviours = {"eth_getBlockReceipts": Says(lambda all_: [one | {"logs": []} for one in all_])}
+    assert await witness.fate(pay(nonce=nonce), WANTED) == Used()
+
+
+async def test_a_use_elsewhere_costs_few_questions_and_then_none(
+    witness: EvmWitness, fake: FakeRpc, anvil: Anvil
+) -> None:
+    nonce = secrets.token_bytes(32)
+    ours = pay(nonce=nonce)
+    await anvil.send(*settling(pay(account(9).address, nonce=nonce)))
+    await anvil.mine(3000)
+    await anvil.pass_time(700)
+    fake.asked.clear()
+    assert await witness.fate(ours, WANTED) == NeverMoves(USED_ELSEWHERE)
+    assert fake.asked.total() <= 2 * 12 + 30
+    fake.asked.clear()
+    assert await witness.fate(ours, WANTED) == NeverMoves(USED_ELSEWHERE)
+    assert fake.asked.total() == 0
+
+
+async def test_what_was_invalidated_in_the_block_in_which_its_payer_paid_another_time_is_cancelled(
+    witness: EvmWitness, anvil: Anvil
+) -> None:
+    paid, other = pay(), pay()
+    await anvil.automine(False)
+    await send(anvil, *settling(other), sender="0x" + "dd" * 20)
+    await send(anvil, PERMIT2_ADDRESS, invalidation(paid), sender=BUYER.address)
+    await anvil.mine()
+    assert await witness.fate(paid, WANTED) == NeverMoves(CANCELLED)
+    assert isinstance(await witness.fate(other, WANTED), Moved)
+
+
+async def send(anvil: Anvil, to: str, data: bytes, *, sender: str) -> None:
+    """Without a block for it."""
+    await anvil.fund_native(sender)
+    await anvil.rpc("anvil_impersonateAccount", sender)
+    asked = {"from": sender, "to": to, "data": "0x" + data.hex(), "gas": hex(400_000)}
+    await anvil.rpc("eth_sendTransaction", asked)
 
 
 async def test_without_the_state_of_old_blocks_only_one_who_never_paid_the_amount_is_known_not_to_have(

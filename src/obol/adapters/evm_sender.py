@@ -269,7 +269,7 @@ class Sender:
     async def _watch_all(self) -> None:
         looks = 0
         while True:
-            if not self._watch.open:
+            if self._watch.is_idle:
                 self._watch.news.clear()
                 await self._watch.news.wait()
                 looks = 0

@@ -123,7 +123,8 @@ class Watch:
         watched = self.open.get(call.nonce)
         if watched is None or watched.call.id != call.id:
             watched = self.open[call.nonce] = Watched(call, since_s)
-        self.news.set()
+        if since_s != NOT_YET:
+            self.news.set()
         return watched
 
     def sent(self, watched: Watched, answer: Answer | None) -> None:
@@ -132,6 +133,11 @@ class Watch:
         if answer is not None:
             watched.heard(answer, watched.since_s)
         self.news.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to look at: `news` tells when there is."""
+        return all(watched.since_s == NOT_YET for watched in self.open.values())
 
     @property
     def waits_long(self) -> bool:

@@ -82,6 +82,7 @@ class EvmFacilitator:
         self._budget = FailureBudget(clock)
         self._in_flight = InFlight(clock)
         self._under_way: dict[str, tuple[_Asked, asyncio.Task[Settlement]]] = {}
+        self._witnesses = {served.chain.network.caip2: EvmWitness(served.chain) for served in networks}
         self._planners = {served.chain.network.caip2: Planner(served.chain, served.factories) for served in networks}
 
     @property
@@ -157,6 +158,9 @@ class EvmFacilitator:
     def _of(self, order: TransferOrder) -> Served:
         return self._served[order.asset.network.caip2]
 
+    def _witness(self, order: TransferOrder) -> EvmWitness:
+        return self._witnesses[order.asset.network.caip2]
+
     def _planner(self, order: TransferOrder) -> Planner:
         return self._planners[order.asset.network.caip2]
 
@@ -200,7 +204,7 @@ class EvmFacilitator:
             elif isinstance(plan, Plan) and plan.deploys and not await self._is_sent(key, order):
                 sent = Refused(REASONS[order.authorization.method].signature, "sent with another signature")
             if isinstance(sent, Refused):
-                return await self._why_refused(served, sent, asked)
+                return await self._why_refused(sent, asked)
             if isinstance(sent, Mined):
                 settlement = await self._outcome(served, key, sent.receipt, asked)
                 self._in_flight.leave(_account(order), key, is_paid=settlement.outcome is SettleOutcome.SETTLED)
@@ -267,8 +271,7 @@ class EvmFacilitator:
         moved = _find(receipt, asked.order, asked.requirements) if receipt.is_success else None
         if moved is not None:
             return Settlement(SettleOutcome.SETTLED, moved.transaction, log_index=moved.log_index)
-        witness = EvmWitness(served.chain)
-        fate = await witness.fate(asked.payload, asked.requirements)
+        fate = await self._witness(asked.order).fate(asked.payload, asked.requirements)
         match fate:
             case Moved():  # somebody else sent it first, and ours reverted
                 return Settlement(SettleOutcome.SETTLED, fate.transaction, log_index=fate.log_index)
@@ -281,12 +284,12 @@ class EvmFacilitator:
         message = "the transaction was mined and moved nothing"
         return Settlement(SettleOutcome.FAILED, receipt.transaction, Reason.TRANSACTION_FAILED, message)
 
-    async def _why_refused(self, served: Served, refused: Refused, asked: "_Asked") -> Settlement:
+    async def _why_refused(self, refused: Refused, asked: "_Asked") -> Settlement:
         """A used authorization, or one whose window has closed, may have paid: the chain tells."""
         reasons = REASONS[asked.order.authorization.method]
         if refused.reason not in (reasons.used, reasons.valid_before):
             return _failed(refused)
-        fate = await EvmWitness(served.chain).fate(asked.payload, asked.requirements)
+        fate = await self._witness(asked.order).fate(asked.payload, asked.requirements)
         match fate:
             case Moved(transaction, log_index):
                 return Settlement(SettleOutcome.SETTLED, transaction, log_index=log_index)
