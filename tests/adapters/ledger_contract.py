@@ -27,6 +27,8 @@ from tests.adapters.sales import ADOPTABLE, WAY_TO, a_key, a_new_sale, as_claime
 from tests.fakes.clock import FakeClock
 
 OpenLedger = Callable[[], Awaitable[Ledger]]
+FOUND = Change(settled_atomic=1000, transaction="0x12", reason="", log_index=3)
+"""What is recorded of the transfer that a reconciliation finds."""
 
 
 class LedgerContract:
@@ -252,6 +254,100 @@ class LedgerContract:
         )
 
         assert Counter(type(result) for result in results) == {Sale: 1, IllegalTransitionError: 9}
+
+    # ----------------------------------------------------------------------------------------------- found to be paid
+
+    async def test_a_refused_sale_that_is_found_to_be_paid_is_owed_and_served_once(
+        self, open_ledger: OpenLedger, clock: FakeClock
+    ) -> None:
+        gateway, books = await open_ledger(), await open_ledger()
+        sale = await claimed_in(gateway, State.SETTLE_FAILED)
+        await gateway.record(sale.id, [], Change(settled_atomic=0, transaction="0x1", reason="insufficient_funds"))
+        clock.advance(1)
+
+        owed = await books.record(sale.id, [Event.FOUND_PAID_UNDELIVERED], FOUND)
+
+        assert owed == replace(
+            sale,
+            state=State.OWED,
+            settled_atomic=sale.authorized_atomic,
+            transaction="0x12",
+            reason="",
+            log_index=3,
+            updated_s=clock.now_s(),
+        )
+        again = a_new_sale(sale.key)
+        assert isinstance(await gateway.claim(again), Redeeming)
+        served = await gateway.record(sale.id, [Event.OUTPUT], Change(Delivery.COMPLETE), attempt=again.id)
+        assert (served.state, served.transaction) == (State.SETTLED, "0x12")
+        assert await gateway.claim(a_new_sale(sale.key)) == Used(served)
+
+    async def test_what_was_handed_over_is_not_owed_when_it_is_found_to_be_paid(self, open_ledger: OpenLedger) -> None:
+        gateway, books = await open_ledger(), await open_ledger()
+        sale = await claimed_in(gateway, State.SETTLE_FAILED)
+        handed_over = await gateway.record(sale.id, [], Change(Delivery.STARTED))
+
+        with pytest.raises(IllegalTransitionError):
+            await books.record(sale.id, [Event.FOUND_PAID_UNDELIVERED], FOUND)
+
+        assert await books.sale(sale.id) == handed_over
+        settled = await books.record(sale.id, [Event.FOUND_PAID], FOUND)
+        assert (settled.state, settled.delivery, settled.reason) == (State.SETTLED, Delivery.STARTED, "")
+
+    async def test_what_was_not_handed_over_is_not_settled_when_it_is_found_to_be_paid(
+        self, open_ledger: OpenLedger
+    ) -> None:
+        ledger = await open_ledger()
+        sale = await claimed_in(ledger, State.SETTLE_FAILED)
+
+        with pytest.raises(IllegalTransitionError):
+            await ledger.record(sale.id, [Event.FOUND_PAID], FOUND)
+
+        assert await ledger.sale(sale.id) == sale
+
+    @pytest.mark.parametrize("event", [Event.FOUND_PAID, Event.FOUND_PAID_UNDELIVERED])
+    @pytest.mark.parametrize("state", sorted(set(WAY_TO) - {State.SETTLE_FAILED}))
+    async def test_only_a_refused_sale_can_be_found_to_be_paid(
+        self, open_ledger: OpenLedger, state: State, event: Event
+    ) -> None:
+        ledger = await open_ledger()
+        sale = await claimed_in(ledger, state)
+
+        with pytest.raises(IllegalTransitionError):
+            await ledger.record(sale.id, [event], FOUND)
+
+        assert await ledger.sale(sale.id) == sale
+
+    async def test_of_several_who_find_it_paid_one_records_it(self, open_ledger: OpenLedger) -> None:
+        books = [await open_ledger(), await open_ledger()]
+        sale = await claimed_in(books[0], State.SETTLE_FAILED)
+
+        results = await asyncio.gather(
+            *(books[n % 2].record(sale.id, [Event.FOUND_PAID_UNDELIVERED], FOUND) for n in range(10)),
+            return_exceptions=True,
+        )
+
+        assert Counter(type(result) for result in results) == {Sale: 1, IllegalTransitionError: 9}
+
+    async def test_what_is_found_to_be_paid_is_nobodys_to_adopt(self, open_ledger: OpenLedger) -> None:
+        gateway, books = await open_ledger(), await open_ledger()
+        sale = await claimed_in(gateway, State.SETTLE_FAILED)
+        await books.record(sale.id, [Event.FOUND_PAID_UNDELIVERED], FOUND)
+        await gateway.close()
+        await books.close()
+
+        assert await (await open_ledger()).adopt() == []
+
+    async def test_a_refusal_that_is_found_to_be_paid_takes_no_standing(self, open_ledger: OpenLedger) -> None:
+        ledger = await open_ledger()
+        standing = Standing(after_sales=1, max_unsettled_atomic=5000)
+        await claimed_in(ledger, State.SETTLED)
+        refused = await claimed_in(ledger, State.SETTLE_FAILED)
+        assert not await ledger.is_trusted(a_key(), 1000, standing)
+
+        await ledger.record(refused.id, [Event.FOUND_PAID_UNDELIVERED], FOUND)
+
+        assert await ledger.is_trusted(a_key(), 1000, standing)
 
     async def test_recording_an_unknown_sale_is_a_key_error(self, open_ledger: OpenLedger) -> None:
         ledger = await open_ledger()

@@ -18,12 +18,19 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from obol.core.ledger import NO_CHANGE, Change, Claimed, ClaimOutcome, InUse, Ledger, Redeeming, Used
 from obol.core.money import UINT256_MAX
-from obol.core.payment import FINAL, TABLE, Event, State, advance
+from obol.core.payment import FINAL, PAID, TABLE, Event, State, advance
 from obol.core.sale import ClaimKey, Delivery, NewSale, Sale
 from obol.core.usage import UNKNOWN_USAGE, Usage
 from obol.errors import IllegalTransitionError
 from tests.adapters.sales import ADOPTABLE, a_key, a_new_sale, as_claimed
 from tests.fakes.clock import FakeClock
+
+
+def _require_as_handed_over(before: Sale, change: Change, state: State) -> None:
+    """What was refused and is found to be paid is settled if any of it was handed over, and only then."""
+    is_handed_over = Delivery.NONE is not (change.delivery or before.delivery)
+    if before.state is State.SETTLE_FAILED and state in PAID and is_handed_over != (state is State.SETTLED):
+        raise IllegalTransitionError("otherwise handed over")
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -110,6 +117,7 @@ class LedgerMachine(RuleBasedStateMachine):
         before = self.model[sale_id]
         try:
             state = advance(before.state, events)
+            _require_as_handed_over(before, change, state)
         except IllegalTransitionError:
             with pytest.raises(IllegalTransitionError):
                 self.runner.run(self.users[user].record(sale_id, events, change))

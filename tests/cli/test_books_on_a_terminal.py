@@ -15,7 +15,7 @@ from obol.core.payment import Event
 from obol.x402.eip712 import checksum_address
 from tests.adapters.sales import a_new_sale
 from tests.cli.conftest import ENVIRONMENT
-from tests.cli.kept_books import as_a_gateway_writes_it, fund, keep_books
+from tests.cli.kept_books import as_a_gateway_writes_it, fund, keep_a_refused_sale_that_was_paid, keep_books
 from tests.cli.test_receipts import on
 
 NARROW, WIDE = 80, 160
@@ -93,3 +93,14 @@ async def test_what_is_to_be_looked_into_can_be_copied_as_known(tmp_path: Path) 
     assert f"  sale {sale}, owed" in lines
     assert "  chain 0.000077 USDC" in lines
     assert lines.count("unexplained: on the chain, and no sale explains it") == 1
+
+
+async def test_what_a_reconciliation_recorded_is_told(tmp_path: Path) -> None:
+    sale = await keep_a_refused_sale_that_was_paid(tmp_path)
+
+    lines = on_a_terminal(NARROW, "reconcile", "--record", *on(tmp_path))
+
+    assert "Recorded now: 1" in lines
+    assert f"  sale {sale}, owed" in lines
+    assert "Every unit is explained." in lines
+    assert not [line for line in lines if len(line) > NARROW]

@@ -17,7 +17,7 @@ from obol.core.transfer import Transfer
 from obol.errors import SettingsError
 from obol.x402.eip712 import checksum_address
 from tests.cli.conftest import Run
-from tests.cli.kept_books import fund, keep_books
+from tests.cli.kept_books import fund, keep_a_refused_sale_that_was_paid, keep_books
 from tests.cli.program import obol, started
 from tests.cli.test_receipts import on
 from tests.fakes.model_server import FakeModelServer
@@ -141,6 +141,29 @@ def test_a_finding_says_where_and_when_and_numbers_are_digits_or_null(run: Run, 
     assert (finding["ledger_atomic"], finding["chain_atomic"]) == (None, "77")
     assert (finding["log_index"], finding["block"], finding["alarm"]) == (0, None, True)
     assert datetime.fromisoformat(finding["time"]).tzinfo is not None
+
+
+# ----------------------------------------------------------------------------------------------------------- --record
+
+
+def test_a_refused_sale_that_was_paid_is_recorded_once_it_is_asked_for(run: Run, tmp_path: Path) -> None:
+    sale = asyncio.run(keep_a_refused_sale_that_was_paid(tmp_path))
+
+    for _ in range(2):
+        named = run("reconcile", *on(tmp_path))
+        assert named.exit_code == ExitCode.REFUSED
+        assert "--record" in named.stderr
+        assert [one["what"] for one in json.loads(named.stdout)[0]["findings"]] == ["unrecorded"]
+    result = run("reconcile", "--record", *on(tmp_path))
+
+    (account,) = json.loads(result.stdout)
+    assert (result.exit_code, account["explained"], account["findings"]) == (ExitCode.OK, True, [])
+    assert [(one["sale"], one["state"]) for one in account["recorded"]] == [(sale, "owed")]
+    shown = json.loads(run("receipts", "show", sale, *on(tmp_path)).stdout)
+    assert (shown["state"], shown["reason"]) == ("owed", "")
+    assert run("ledger", "check", *on(tmp_path)).exit_code == ExitCode.OK
+    again = json.loads(run("reconcile", "--record", *on(tmp_path)).stdout)
+    assert (again[0]["recorded"], again[0]["matched"]["count"]) == ([], 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ --known

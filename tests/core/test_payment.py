@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obol.core import payment
-from obol.core.payment import FINAL, PAID, TABLE, Event, State, advance
+from obol.core.payment import FINAL, FOUND, PAID, TABLE, Event, State, advance
 from obol.errors import IllegalTransitionError
 
 STEPS = [(state, event, following) for state, row in TABLE.items() for event, following in row.items()]
-MONEY_MOVED = {Event.SETTLED, Event.SETTLED_UNDELIVERED}
+MONEY_MOVED = {Event.SETTLED, Event.SETTLED_UNDELIVERED, *FOUND}
 
 
 def reachable_from(start: State) -> set[State]:
@@ -47,8 +47,16 @@ def test_every_state_is_reachable() -> None:
 
 
 def test_only_final_states_end() -> None:
-    assert {state for state, row in TABLE.items() if not row} == FINAL
+    assert {state for state, row in TABLE.items() if not set(row) - FOUND} == FINAL
     assert set(FINAL) == {State.REJECTED, State.RELEASED, State.SETTLED, State.SETTLE_FAILED, State.WAIVED}
+
+
+def test_only_what_was_refused_is_found_to_be_paid() -> None:
+    found = [(state, event, after) for state, event, after in STEPS if event in FOUND]
+    assert found == [
+        (State.SETTLE_FAILED, Event.FOUND_PAID, State.SETTLED),
+        (State.SETTLE_FAILED, Event.FOUND_PAID_UNDELIVERED, State.OWED),
+    ]
 
 
 def test_every_state_can_still_end() -> None:

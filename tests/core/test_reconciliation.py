@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from obol.core.reconciliation import CLOCK_SKEW_S, Reconciler
 from obol.core.reconciliation_report import NOTHING_KNOWN, Kind, KnownTransfers, Report
 from obol.core.sale import Sale
 from obol.core.transfer import Transfer
-from tests.core.booked_sales import PAY_TO, a_sale
+from tests.core.booked_sales import PAY_TO, RECORDED, a_sale
 
 LATER_S = 2e9
 BY_PERMIT2 = b'{"scheme":"exact","extra":{"assetTransferMethod":"permit2"}}'
@@ -195,6 +196,71 @@ def test_an_authorization_that_moved_another_amount_than_the_sale_says_is_wrong(
     (finding,) = reconcile([a_sale()], [by_its_authorization(a_sale(), amount_atomic=1)]).findings
 
     assert (finding.kind, finding.recorded_atomic, finding.transferred_atomic) == (Kind.WRONG, 1000, 1)
+
+
+# -------------------------------------------------------------------------------------------------- to be recorded
+
+
+def recordable(report: Report) -> list[str]:
+    return [finding.sale for finding in report.findings if finding.is_recordable]
+
+
+def refused_and_paid() -> tuple[Sale, Transfer]:
+    sale = a_sale(State.SETTLE_FAILED)
+    return sale, replace(by_its_authorization(sale), time_s=sale.created_s)
+
+
+def test_a_refused_sale_whose_own_authorization_moved_can_be_recorded() -> None:
+    sale, moved = refused_and_paid()
+
+    assert recordable(reconcile([sale], [moved])) == [sale.id]
+
+
+@pytest.mark.parametrize("state", [state for state in RECORDED if state is not State.SETTLE_FAILED])
+def test_only_what_was_refused_can_be_recorded(state: State) -> None:
+    _, moved = refused_and_paid()
+
+    assert recordable(reconcile([a_sale(state)], [moved])) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nonce": f"0x{2:064x}"},
+        {"nonce": None},
+        {"nonce": ""},
+        {"amount_atomic": 999},
+        {"payer": "0x" + "cd" * 20},
+        {"pay_to": "0x" + "cd" * 20},
+        {"time_s": None},
+        {"time_s": 1_800_000_001.0 - CLOCK_SKEW_S - 1},
+    ],
+    ids=str,
+)
+def test_what_is_not_surely_the_payment_of_a_sale_can_not_be_recorded(change: dict[str, Any]) -> None:
+    sale, moved = refused_and_paid()
+
+    assert recordable(reconcile([sale], [replace(moved, **change)])) == []
+
+
+def test_what_is_guessed_of_permit2_can_not_be_recorded() -> None:
+    sale = replace(by_permit2(State.SETTLE_FAILED), transaction="0x9")
+    report = reconcile([sale], [at(paying(sale), sale.created_s)])
+
+    assert (found(report), recordable(report)) == ([(Kind.UNRECORDED, sale.id)], [])
+
+
+def test_what_the_seller_has_looked_into_can_not_be_recorded() -> None:
+    sale, moved = refused_and_paid()
+
+    assert recordable(reconcile([sale], [moved], known=KnownTransfers(transactions={moved.transaction}))) == []
+
+
+def test_what_was_refused_a_moment_ago_can_not_be_recorded() -> None:
+    """How its answer ended may still have to be written down."""
+    sale, moved = refused_and_paid()
+
+    assert recordable(reconcile([sale], [moved], due_before_s=sale.updated_s)) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- by time

@@ -19,7 +19,7 @@ from obol.cli.exit_codes import ExitCode
 from obol.cli.receipt_rows import iso
 from obol.core.ledger import Change
 from obol.core.payment import Event
-from obol.core.sale import ClaimKey, Delivery
+from obol.core.sale import ClaimKey, Delivery, NewSale
 from obol.x402.authorization import parse_authorization
 from obol.x402.client import sign_exact
 from obol.x402.models import PaymentPayload
@@ -40,6 +40,21 @@ BUYER = LocalSigner(bytes([1] * 32))
 STRANGER = "0x" + "dd" * 20
 LATER_S = 600
 SERVED = (Event.SERVE, Event.OUTPUT, Event.SETTLE)
+
+
+def a_new_sale_of(paid: PaymentPayload, *, later_s: float = 0) -> NewSale:
+    """What a gateway claims for this payment, now or later."""
+    authorization = parse_authorization(paid.payload)
+    network, token = paid.accepted.network, paid.accepted.asset.lower()
+    return replace(
+        a_new_sale(ClaimKey(network, token, authorization.payer, authorization.nonce)),
+        authorized_atomic=authorization.value_atomic,
+        valid_before_s=authorization.valid_before_s,
+        pay_to=SELLER,
+        payload=msgspec.json.encode(paid),
+        requirements=msgspec.json.encode(paid.accepted),
+        created_s=SystemClock().now_s() + later_s,
+    )
 
 
 class Books:
@@ -65,17 +80,7 @@ class Books:
         later_s: float = 0,
     ) -> str:
         """A sale of this payment, claimed now or later."""
-        authorization = parse_authorization(paid.payload)
-        network, token = paid.accepted.network, paid.accepted.asset.lower()
-        sale = replace(
-            a_new_sale(ClaimKey(network, token, authorization.payer, authorization.nonce)),
-            authorized_atomic=authorization.value_atomic,
-            valid_before_s=authorization.valid_before_s,
-            pay_to=SELLER,
-            payload=msgspec.json.encode(paid),
-            requirements=msgspec.json.encode(paid.accepted),
-            created_s=SystemClock().now_s() + later_s,
-        )
+        sale = a_new_sale_of(paid, later_s=later_s)
         async with self.opened() as ledger:
             await ledger.claim(sale)
             await ledger.record(sale.id, [*SERVED, *end], replace(change, delivery=Delivery.COMPLETE))

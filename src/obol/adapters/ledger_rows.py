@@ -5,9 +5,10 @@ from hashlib import blake2b
 from typing import Any
 
 from obol.core.ledger import Change
-from obol.core.payment import State
+from obol.core.payment import PAID, State
 from obol.core.sale import ClaimKey, Delivery, NewSale, Sale
 from obol.core.usage import Usage
+from obol.errors import IllegalTransitionError
 
 COLUMNS = (
     "id, network, asset, payer, nonce, offer, pay_to, authorized_atomic, valid_before_s, api, model, payload, "
@@ -54,11 +55,19 @@ def disowned(sale: NewSale, reason: str, now_s: float) -> Sale:
 
 
 def moved(sale: Sale, state: State, change: Change, now_s: float) -> Sale:
-    """The sale after a step to `state`; None in `change` leaves a field as it is."""
+    """The sale after a step to `state`; None in `change` leaves a field as it is.
+
+    Raises `IllegalTransitionError` where what was refused is found to be paid, and the step does not fit what was
+    handed over: that is known for sure only now.
+    """
+    delivery = _further(sale.delivery, change.delivery)
+    is_found = sale.state is State.SETTLE_FAILED and state in PAID
+    if is_found and (state is State.SETTLED) == (delivery is Delivery.NONE):
+        raise IllegalTransitionError(f"a payment whose delivery is {delivery} cannot become {state}")
     return replace(
         sale,
         state=state,
-        delivery=_further(sale.delivery, change.delivery),
+        delivery=delivery,
         settled_atomic=sale.settled_atomic if change.settled_atomic is None else change.settled_atomic,
         transaction=sale.transaction if change.transaction is None else change.transaction,
         reason=sale.reason if change.reason is None else change.reason,

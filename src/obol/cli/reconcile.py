@@ -16,6 +16,9 @@ from obol.errors import SettingsError
 if TYPE_CHECKING:
     from obol.cli.reconcile_accounts import AccountReports, Wanted
     from obol.cli.reconcile_sources import Source
+    from obol.core.reconciliation_report import Report
+
+_RECORD_HINT = "A sale that was refused is paid all the same: --record makes it owed, or settled if it was handed over."
 
 
 @click.command(short_help="Hold the ledger against the chain.")
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Blocks, its own included, until a transfer counts.",
 )
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Write down what the chain proves: a refused sale whose own payment moved becomes owed, or settled.",
+)
 @ledger_options
 @output.json_option
 def reconcile(  # noqa: PLR0913 - the options
@@ -49,6 +57,7 @@ def reconcile(  # noqa: PLR0913 - the options
     asset: str | None,
     known: Path | None,
     confirmations: int,
+    record: bool,
     place: LedgerPlace,
     as_json: bool,
 ) -> None:
@@ -56,6 +65,10 @@ def reconcile(  # noqa: PLR0913 - the options
 
     Exit code 4 and a list when not every unit is explained. Every transfer of the token to a seller's address counts,
     so give the gateway an address of its own; what you have looked into, --known takes out of the count.
+
+    The ledger is not changed, but by --record. That writes state, transaction, log index and amount of each sale that
+    is settle_failed and was paid all the same: owed if nothing was handed over, so that the same payment, presented
+    again, is served once; else settled. Gateways may run.
     """
     from obol.adapters.clock import SystemClock
     from obol.cli.known_transfers import read_known
@@ -76,6 +89,7 @@ def reconcile(  # noqa: PLR0913 - the options
         asset=asset_address(asset, network) if asset else None,
         since_s=parse_when(since, SystemClock().now_s(), field="--since") if since else None,
         known=read_known(known) if known else NOTHING_KNOWN,
+        is_recording=record,
     )
     source = devnet_source(place.data_dir) if place.devnet else chain_source(urls, wanted.network, confirmations)
     reports = run_async(_reconcile(source, place, wanted))
@@ -83,7 +97,12 @@ def reconcile(  # noqa: PLR0913 - the options
     if not reports:
         output.note("no sale to reconcile is in the ledger; --pay-to 0x… reads what came in all the same")
     if not all(report.is_explained for _, report in reports):
-        raise output.CommandError("not every unit is explained", code=ExitCode.REFUSED)
+        hint = "" if record or not any(_is_refused_and_paid(report) for _, report in reports) else _RECORD_HINT
+        raise output.CommandError("not every unit is explained", code=ExitCode.REFUSED, hint=hint)
+
+
+def _is_refused_and_paid(report: "Report") -> bool:
+    return any(finding.is_recordable for finding in report.findings)
 
 
 async def _reconcile(

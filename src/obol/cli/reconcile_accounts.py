@@ -1,17 +1,20 @@
 """What `obol reconcile` looks at: the addresses that were paid in each token, from when on, and the report of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from obol.cli.ledger_file import sales_of
+from obol.cli.reconcile_record import record_paid
 from obol.core.ledger import SaleFilter
+from obol.core.payment import State
 from obol.core.reconciliation import Reconciler
 from obol.core.reconciliation_report import NOTHING_KNOWN, KnownTransfers, Report
+from obol.core.transfer import Transfer
 from obol.errors import SettingsError
 
 if TYPE_CHECKING:
-    from obol.cli.reconcile_sources import Source
+    from obol.cli.reconcile_sources import Reading, Source
     from obol.core.ledger import Ledger
 
 
@@ -28,6 +31,8 @@ class Wanted:
     since_s: float | None = None
     """From when on the chain is read, in Unix seconds."""
     known: KnownTransfers = NOTHING_KNOWN
+    is_recording: bool = False
+    """Whether what the chain proves of refused sales is written into the ledger."""
 
 
 @dataclass(slots=True)
@@ -68,8 +73,27 @@ def _account_by_name(wanted: Wanted) -> Account:
 
 
 async def reconcile_account(account: Account, source: "Source", ledger: "Ledger", wanted: Wanted) -> Report:
-    """The chain first: whatever it shows by then has its sale in the ledger."""
+    """The chain first: whatever it shows by then has its sale in the ledger.
+
+    With `wanted.is_recording` what is proven of refused sales is recorded, and the report is of the ledger after that.
+    """
     reading = await source.read(account.network, account.asset, account.pay_tos, account.since_s)
+    reconciler = await _reconciler(account, reading, ledger, wanted)
+    dated = await source.dated(reconciler.left())
+    report = reconciler.report(dated)
+    if not wanted.is_recording:
+        return report
+    refused = SaleFilter(network=account.network, asset=account.asset, states=frozenset({State.SETTLE_FAILED}))
+    recorded = await record_paid(ledger, source, report, refused, due_before_s=reading.until_s)
+    if recorded:
+        reading = replace(reading, transfers=[*_others(reading.transfers, dated), *dated])
+        report = (await _reconciler(account, reading, ledger, wanted)).report()
+        report.newly_recorded = recorded
+    return report
+
+
+async def _reconciler(account: Account, reading: "Reading", ledger: "Ledger", wanted: Wanted) -> Reconciler:
+    """With every sale of the account."""
     reconciler = Reconciler(
         reading.transfers,
         due_before_s=reading.until_s,
@@ -79,7 +103,12 @@ async def reconcile_account(account: Account, source: "Source", ledger: "Ledger"
     async for sale in sales_of(ledger, SaleFilter(network=account.network, asset=account.asset)):
         if sale.pay_to.lower() in account.pay_tos:
             reconciler.add(sale)
-    return reconciler.report(await source.dated(reconciler.left()))
+    return reconciler
+
+
+def _others(transfers: Sequence[Transfer], dated: Sequence[Transfer]) -> list[Transfer]:
+    known = {(one.transaction, one.log_index) for one in dated}
+    return [one for one in transfers if (one.transaction, one.log_index) not in known]
 
 
 AccountReports = Sequence[tuple[Account, Report]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from obol.core.reconciliation import CLOCK_SKEW_S
+from obol.core.reconciliation_report import TransferKey
 from obol.core.transfer import Transfer
 from obol.errors import SettingsError
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from obol.adapters.chain_devnet import DevnetChain
     from obol.adapters.chain_evm import Log
     from obol.core.clock import Clock
+    from obol.x402.models import PaymentPayload, PaymentRequirements
+    from obol.x402.witness import Witness
 
 _QUESTIONS_AT_ONCE = 8
 
@@ -43,6 +46,10 @@ class Source(Protocol):
         """The same with the times of their blocks."""
         ...
 
+    async def transfer_of(self, payload: "PaymentPayload", requirements: "PaymentRequirements") -> TransferKey | None:
+        """Which transfer a payment has surely made, of exactly its amount to its seller; None where none is proven."""
+        ...
+
 
 class BlockView(Protocol):
     """What is used of a block."""
@@ -69,10 +76,12 @@ class ChainView(Protocol):
 class ChainSource:
     """Reads blocks that have `confirmations`, 1 being the newest block's."""
 
-    def __init__(self, chain: ChainView, network: str, *, confirmations: int) -> None:
+    def __init__(self, chain: ChainView, network: str, *, confirmations: int, witness: "Witness | None" = None) -> None:
+        """`witness` has the same confirmations; without one no payment is proven."""
         self.network: str | None = network
         self._chain = chain
         self._confirmations = confirmations
+        self._witness = witness
 
     async def read(self, network: str, asset: str, pay_tos: Collection[str], since_s: float | None) -> Reading:  # noqa: ARG002
         """See the port: every transfer with the authorization that made it."""
@@ -98,6 +107,15 @@ class ChainSource:
             found = await asyncio.gather(*map(self._chain.block, piece))
             times |= {number: block.timestamp_s for number, block in zip(piece, found, strict=True)}
         return [replace(one, time_s=times[one.block]) for one in transfers]
+
+    async def transfer_of(self, payload: "PaymentPayload", requirements: "PaymentRequirements") -> TransferKey | None:
+        """See the port: as the witness at a gateway sees it. Raises `ChainUnavailableError`."""
+        from obol.x402.witness import Moved
+
+        if self._witness is None:
+            return None
+        fate = await self._witness.fate(payload, requirements)
+        return (fate.transaction.lower(), fate.log_index) if isinstance(fate, Moved) else None
 
 
 class DevnetSource:
@@ -126,6 +144,10 @@ class DevnetSource:
         """See the port: they are."""
         return list(transfers)
 
+    async def transfer_of(self, payload: "PaymentPayload", requirements: "PaymentRequirements") -> TransferKey | None:  # noqa: ARG002
+        """See the port: every payment on the devnet is known by its nonce."""
+        return None
+
 
 async def first_block_at(chain: ChainView, time_s: float, last: int) -> int:
     """The first block, up to `last`, whose time is at or after `time_s`: O(log last) questions."""
@@ -145,6 +167,7 @@ async def chain_source(urls: Sequence[str], network: str | None, confirmations: 
     """The chain of these nodes. Raises `SettingsError` when that is not `network` (a name), if one is given."""
     from obol.adapters.chain_evm import EvmChain
     from obol.adapters.rpc_http import JsonRpc
+    from obol.adapters.witness_evm import EvmWitness
     from obol.core.networks import DEFAULT_CATALOGUE, Network
 
     rpc = JsonRpc(urls)
@@ -154,7 +177,7 @@ async def chain_source(urls: Sequence[str], network: str | None, confirmations: 
         chain = EvmChain(rpc, known, confirmations=confirmations)
         if network not in (None, known.caip2):
             raise SettingsError("--rpc", f"is of chain {known.caip2}, --network says {network}")
-        yield ChainSource(chain, known.caip2, confirmations=confirmations)
+        yield ChainSource(chain, known.caip2, confirmations=confirmations, witness=EvmWitness(chain))
     finally:
         await rpc.close()
 

@@ -29,6 +29,10 @@ def show_reports(reports: AccountReports, *, as_json: bool) -> None:
     for account, report in reports:
         asset = known_asset(account.network, account.asset)
         output.show_table(list(_sums(report, asset)), title=asset_name(account.network, account.asset))
+        if report.newly_recorded:
+            click.echo(f"Recorded now: {len(report.newly_recorded)}")
+        for finding in report.newly_recorded:
+            click.echo("\n" + "\n".join(_lines(finding, asset)) + "\n")
         alarms = [finding for finding in report.findings if finding.is_alarm]
         click.echo(f"To look into: {len(alarms)}" if alarms else "Every unit is explained.")
         for finding in alarms:
@@ -88,6 +92,7 @@ def _record(account: Account, report: Report) -> dict[str, object]:
             for kind in Kind
         },
         "findings": [_finding(finding) for finding in report.findings],
+        "recorded": [_finding(finding) for finding in report.newly_recorded],
     }
 
 

@@ -116,8 +116,8 @@ class Ledger(Protocol):
         """Move a sale along the payment table by `events` and apply `change`, as one durable step.
 
         With `attempt`, only if that attempt holds the sale: else `SaleTakenError`, and nothing is recorded. Raises
-        `IllegalTransitionError`, recording nothing, where the table has no such step, and `KeyError` for an id that
-        was never claimed. `events` may be empty.
+        `IllegalTransitionError`, recording nothing, where the table has no such step, or has it for another delivery
+        (`Event.FOUND_PAID` and its sibling), and `KeyError` for an id that was never claimed. `events` may be empty.
         """
         ...
 

@@ -10,6 +10,9 @@ Rule 2: a state says who owes what to whom if the process dies right now; the le
 
 Two orders share the table. Serve first: SETTLE is asked once output exists. Settle first: SETTLE is asked from CLAIMED,
 and money that has moved before anything was handed over is OWED until it is.
+
+SETTLE_FAILED is the end of what a gateway does. Where the chain shows the money all the same, whoever keeps the books
+writes that down, and nothing else does: OWED where nothing was handed over, else SETTLED.
 """
 
 from collections.abc import Iterable
@@ -44,7 +47,8 @@ class State(StrEnum):
     SETTLED = "settled"
     """Money moved and output was handed over [nobody]."""
     SETTLE_FAILED = "settle_failed"
-    """A definite no: money did not move [the loss, if any, is the seller's and is in the receipt]."""
+    """A definite no: money did not move, for all that is known [the loss, if any, is the seller's and is in the
+    receipt]."""
     OWED = "owed"
     """Money moved and nothing was handed over [the seller owes an answer]."""
     REDEEMING = "redeeming"
@@ -72,6 +76,14 @@ class Event(StrEnum):
     SETTLE_FAILED = "settle_failed"
     SETTLE_UNKNOWN = "settle_unknown"
     WAIVE = "waive"
+    FOUND_PAID = "found_paid"
+    """The chain shows that what was refused has moved, and output was handed over. Of a reconciliation only."""
+    FOUND_PAID_UNDELIVERED = "found_paid_undelivered"
+    """The same, and nothing was handed over."""
+
+
+FOUND = frozenset({Event.FOUND_PAID, Event.FOUND_PAID_UNDELIVERED})
+"""What only the chain can say, to whoever keeps the books: no gateway, buyer or facilitator does."""
 
 
 TABLE: dict[State, dict[Event, State]] = {
@@ -97,12 +109,12 @@ TABLE: dict[State, dict[Event, State]] = {
     State.REJECTED: {},
     State.RELEASED: {},
     State.SETTLED: {},
-    State.SETTLE_FAILED: {},
+    State.SETTLE_FAILED: {Event.FOUND_PAID: State.SETTLED, Event.FOUND_PAID_UNDELIVERED: State.OWED},
     State.WAIVED: {},
 }
 
-FINAL = frozenset(state for state, steps in TABLE.items() if not steps)
-"""States that a payment never leaves."""
+FINAL = frozenset(state for state, steps in TABLE.items() if not steps.keys() - FOUND)
+"""States that a payment never leaves by itself: nobody goes on with it, and its authorization is used up."""
 
 PAID = frozenset({State.SETTLED, State.OWED, State.REDEEMING})
 """States in which money has moved to the seller."""

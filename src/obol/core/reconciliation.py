@@ -124,7 +124,7 @@ class Reconciler:
             state=sale.state,
             transaction=sale.transaction.lower(),
             log_index=sale.log_index,
-            nonce="" if _is_by_permit2(sale) else sale.key.nonce,
+            nonce="" if is_by_permit2(sale) else sale.key.nonce,
             payer=sale.key.payer,
             pay_to=sale.pay_to.lower(),
             amount_atomic=amount_of(sale),
@@ -216,21 +216,32 @@ class Reconciler:
                 payer=transfer.payer,
                 transferred_atomic=transfer.amount_atomic,
             )
+        if entry is not None and transfer is not None:
+            finding = replace(finding, is_recordable=kind is Kind.UNRECORDED and _is_surely_paid(transfer, entry))
         self._report.add(self._judged(finding, is_due=is_due))
 
     def _judged(self, finding: Finding, *, is_due: bool) -> Finding:
         if finding.kind in (Kind.MATCHED, Kind.NOT_DUE):
             return replace(finding, is_alarm=False)
         if self._known.has(finding.transaction.lower(), finding.log_index):
-            return replace(finding, kind=Kind.KNOWN, is_alarm=False)
-        return replace(finding, is_alarm=finding.kind is not Kind.UNRECORDED or is_due)
+            return replace(finding, kind=Kind.KNOWN, is_alarm=False, is_recordable=False)
+        is_alarm = finding.kind is not Kind.UNRECORDED or is_due
+        return replace(finding, is_alarm=is_alarm, is_recordable=finding.is_recordable and is_alarm)
+
+
+def is_no_earlier(time_s: float | None, created_s: float) -> bool:
+    """Whether a transfer is known to have been made since a sale was claimed, by clocks that may differ.
+
+    An earlier one paid for something else, by which its authorization is used up.
+    """
+    return time_s is not None and time_s >= created_s - CLOCK_SKEW_S
 
 
 def _key(transfer: Transfer) -> TransferKey:
     return transfer.transaction.lower(), transfer.log_index
 
 
-def _is_by_permit2(sale: Sale) -> bool:
+def is_by_permit2(sale: Sale) -> bool:
     """By the requirements that it was matched to. Where they do not say or cannot be read: by EIP-3009, as x402 has
     it, for which nothing is guessed.
     """
@@ -251,6 +262,16 @@ def _is_payment(transfer: Transfer, entry: _Entry) -> bool:
         entry.payer,
         entry.pay_to,
         entry.amount_atomic,
+    )
+
+
+def _is_surely_paid(transfer: Transfer, entry: _Entry) -> bool:
+    """Whether a transfer is a refused sale's own payment, by the nonce that the chain shows."""
+    return (
+        entry.state is State.SETTLE_FAILED
+        and transfer.nonce == entry.nonce != ""
+        and _is_payment(transfer, entry)
+        and is_no_earlier(transfer.time_s, entry.created_s)
     )
 
 

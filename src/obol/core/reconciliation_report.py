@@ -46,6 +46,9 @@ class Finding:
     recorded_atomic: int | None = None
     transferred_atomic: int | None = None
     is_alarm: bool = True
+    is_recordable: bool = False
+    """Surely the payment of that sale, which was refused: its own authorization moved its whole amount to its address,
+    and no earlier than it was claimed."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,8 @@ class Report:
     counts: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
     recorded_atomic: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
     transferred_atomic: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    newly_recorded: list[Finding] = field(default_factory=list)
+    """What was written into the ledger because the chain shows it; each as it is recorded now."""
 
     @property
     def ledger_atomic(self) -> int:

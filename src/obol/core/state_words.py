@@ -17,7 +17,10 @@ STATE_WORDS: dict[State, str] = {
         "let one run, with --rpc; `obol reconcile` shows what the chain says."
     ),
     State.SETTLED: "Money moved and the answer was handed over. Nobody owes anything.",
-    State.SETTLE_FAILED: "Money did not move, and never will by this payment. What was handed over is your loss.",
+    State.SETTLE_FAILED: (
+        "The money was refused: what was handed over is your loss. If it moved all the same, `obol reconcile` names "
+        "the sale, and with --record makes it owed or settled."
+    ),
     State.OWED: (
         "Money moved and nothing was handed over: you owe an answer. It is served when the same payment comes again."
     ),
