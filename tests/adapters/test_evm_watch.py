@@ -39,6 +39,22 @@ async def test_receipts_are_asked_for_once_in_a_block(senders: Senders, anvil: A
     assert fake.asked["eth_getTransactionReceipt"] <= 5
 
 
+async def test_receipts_are_asked_for_beside_each_other(senders: Senders, anvil: Anvil, fake: FakeRpc) -> None:
+    """A node that is far away would be asked for one after the other otherwise."""
+    sender = await senders.open(SendingLimits())
+    await anvil.automine(False)
+    together = asyncio.Barrier(5)
+
+    async def with_the_others(_: Mapping[str, Any]) -> None:
+        await together.wait()
+
+    await asyncio.gather(*(sender.run(mint(2**n), wait_s=0.01) for n in range(5)))
+    fake.behaviours = {"eth_getTransactionReceipt": Where(with_the_others)}
+    await anvil.mine()
+    mined = await asyncio.gather(*(sender.known(f"mint {2**n}", wait_s=5) for n in range(5)))
+    assert all(isinstance(one, Mined) for one in mined)
+
+
 # ------------------------------------------------------------------------------------------------------------ price
 
 

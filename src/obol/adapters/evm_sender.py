@@ -277,8 +277,9 @@ class Sender:
             if self._watch.news.is_set():
                 self._watch.news.clear()
                 looks = 0
-            await asyncio.sleep(_POLL_S[min(looks, len(_POLL_S) - 1)])
-            looks += 1
+            if not self._watch.is_idle:
+                await asyncio.sleep(_POLL_S[min(looks, len(_POLL_S) - 1)])
+                looks += 1
 
     async def _look(self) -> None:
         await self._watch.look()

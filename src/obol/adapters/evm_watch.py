@@ -23,6 +23,7 @@ from obol.errors import ChainUnavailableError, LedgerUnavailableError
 LONG_AGO, NOT_YET = float("-inf"), float("inf")
 _UNCLEAR_PATIENCE = 10
 """How many times longer an error that we do not understand may last before it counts as a refusal for good."""
+_ASKED_AT_ONCE = 16
 _PASSING_BLOCKS = 2
 """Blocks after which a transaction could have been mined: the next one may have been under way already."""
 _FLAWS = frozenset({Meaning.POOR, Meaning.CHEAP, Meaning.REFUSED, Meaning.UNCLEAR})
@@ -117,6 +118,7 @@ class Watch:
         self._clock = clock
         self._log = log
         self._limits = limits
+        self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
 
     def add(self, call: JournalCall, *, since_s: float) -> Watched:
         """`since_s`: when it was broadcast, at the earliest."""
@@ -166,8 +168,12 @@ class Watch:
         """Once at everything that was sent, by nonce. Raises `ChainUnavailableError`."""
         sent = [self.open[nonce] for nonce in sorted(self.open) if self.open[nonce].since_s != NOT_YET]
         newest_block = await self._chain.newest_block() if sent else 0
+        async with asyncio.TaskGroup() as tasks:  # a node that is far away is asked for many receipts at a time
+            for watched in sent:
+                tasks.create_task(self.safely(self._look_for(watched, newest_block)))
         for watched in sent:
-            await self.safely(self._look_at(watched, newest_block))
+            if watched.looked_at == newest_block and self.open.get(watched.call.nonce) is watched:
+                await self.safely(self._revive(watched, newest_block))
         await self.safely(self._send_early(sent))
 
     async def safely(self, work: Coroutine[None, None, None]) -> None:
@@ -180,21 +186,20 @@ class Watch:
         except Exception as bug:
             log.error("watching_failed", exc_info=bug)
 
-    async def _look_at(self, watched: Watched, newest_block: int) -> None:
-        """Is it mined? Asked once for each block. If not for long: is it lost, or stuck?"""
-        if self.open.get(watched.call.nonce) is not watched:
-            return
+    async def _look_for(self, watched: Watched, newest_block: int) -> None:
+        """Is it mined? Asked once for each block."""
         if watched.offered_at is None:
             watched.offered_at = newest_block
-        if newest_block != watched.looked_at:
+        if newest_block == watched.looked_at:
+            return
+        async with self._asking:
             for attempt in self._likely(watched):
                 receipt = await self._chain.receipt(attempt.transaction)
                 if receipt is not None:
                     if newest_block - receipt.block + 1 >= self._chain.confirmations:
                         await self._end(watched, attempt, receipt)
                     return
-            watched.looked_at = newest_block
-        await self._revive(watched, newest_block)
+        watched.looked_at = newest_block
 
     def _likely(self, watched: Watched) -> Sequence[Attempt]:
         """Which attempts may be mined, the likeliest first."""
