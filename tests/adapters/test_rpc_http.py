@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 
 from obol.adapters.rpc_http import MAX_REPLY_BYTES, JsonRpc, RpcRefusedError
 from obol.errors import ChainUnavailableError, SettingsError
@@ -221,3 +222,41 @@ async def test_many_that_meet_a_dead_endpoint_at_once_all_find_the_next(rpc: Jso
     fake.behaviours = {"eth_blockNumber": Where(late)}
     numbers = await asyncio.gather(*(rpc.call("eth_blockNumber", []) for _ in range(4)))
     assert len(set(numbers)) == 1
+
+
+async def test_what_a_node_repeats_of_its_url_is_not_shown(fake: FakeRpc) -> None:
+    rpc = JsonRpc([fake.url + "v2/TopSecretKey?token=another-secret"], timeout_s=0.5)
+    await rpc.call("eth_blockNumber", [])
+    for code in (-32005, 3):
+        fake.behaviours = {"eth_call": Errors(code, "limit of TopSecretKey, of another-secret")}
+        with pytest.raises((ChainUnavailableError, RpcRefusedError)) as caught:
+            await rpc.call("eth_call", [{}, "latest"])
+        assert "limit of ***, of ***" in str(caught.value)
+    await rpc.close()
+
+
+async def test_an_endpoint_that_stops_answering_is_told_of_once_and_again_when_it_answers(
+    fake: FakeRpc, anvil: Anvil
+) -> None:
+    logged: list[dict[str, object]] = []
+
+    def note(_: object, __: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        logged.append(dict(entry))
+        raise structlog.DropEvent
+
+    log = structlog.wrap_logger(None, processors=[note])
+    rpc = JsonRpc([fake.url, anvil.url], timeout_s=0.5, log=log)
+    await rpc.call("eth_blockNumber", [])
+    fake.behaviours = {"*": Drops()}
+    for _ in range(3):
+        rpc._preferred = 0
+        await rpc.call("eth_blockNumber", [])
+    fake.behaviours = {}
+    rpc._preferred = 0
+    await rpc.call("eth_blockNumber", [])
+    await rpc.close()
+    assert [(entry["event"], entry["endpoint"]) for entry in logged] == [
+        ("rpc_endpoint_down", 1),
+        ("rpc_endpoint_up", 1),
+    ]
+    assert {entry["host"] for entry in logged} == {"127.0.0.1"}

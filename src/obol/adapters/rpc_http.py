@@ -7,7 +7,6 @@ a signed transaction that exists once. An endpoint is asked for its chain id bef
 mixes two chains. Sources: JSON-RPC 2.0, EIP-1474, and what nodes and their hosts are seen to answer.
 """
 
-import contextlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+import structlog
 
 from obol.adapters.evm_refusals import Meaning, meaning_of
 from obol.adapters.facilitator_http import PLAIN_HTTP_HOSTS
@@ -40,6 +40,7 @@ _FAILED_WORDS = re.compile(
 )
 _FAILED_CODES = frozenset({3, -32015})
 """Of a call that failed on the chain."""
+_KEY_LIKE = re.compile(r"[A-Za-z0-9_-]{6,}")
 _TEXT_LIMIT = 200
 
 
@@ -73,12 +74,20 @@ class _Reply(msgspec.Struct, frozen=True):
 
 
 class JsonRpc:
-    """Client of `urls`, which must all be of one chain. `field` is named where a URL is refused.
+    """Client of `urls`, which must all be of one chain. `field` is named where a URL is refused; `log` is told when an
+    endpoint stops answering, and when it answers again.
 
     URLs may hold keys: they are never shown. One event loop; `close` it there.
     """
 
-    def __init__(self, urls: Sequence[str], *, timeout_s: float = TIMEOUT_S, field: str = "--rpc") -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        field: str = "--rpc",
+        log: structlog.typing.FilteringBoundLogger | None = None,
+    ) -> None:
         """Raises `SettingsError` for no URL, or one that may not be used."""
         if not urls:
             raise SettingsError(field, "missing: give the URL of a node of the chain")
@@ -90,6 +99,8 @@ class JsonRpc:
         self._expected: int | None = None
         self._chain_ids: dict[int, int] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._log = log
+        self._down: set[int] = set()
         self.round_trips = 0
         """HTTP requests made since the start."""
 
@@ -99,11 +110,14 @@ class JsonRpc:
         Raises `ChainUnavailableError` when none does, `SettingsError` when two are of different chains.
         """
         answers: set[int] = set()
+        flaws: list[str] = []
         for endpoint in range(len(self._urls)):
-            with contextlib.suppress(_NotAnsweredError):
+            try:
                 answers.add(await self._chain_of(endpoint))
+            except _NotAnsweredError as error:
+                flaws.append(self._note_down(endpoint, error))
         if not answers:
-            raise ChainUnavailableError("no RPC endpoint says of which chain it is")
+            raise ChainUnavailableError(f"no RPC endpoint says of which chain it is ({'; '.join(flaws)})")
         if len(answers) > 1:
             ids = " and ".join(map(str, sorted(answers)))
             raise SettingsError(self._field, f"the endpoints are of different chains: {ids}")
@@ -126,13 +140,13 @@ class JsonRpc:
             try:
                 result = await self._ask(endpoint, method, params)
             except _NotAnsweredError as error:
-                flaws.append(f"{_host(self._urls[endpoint])}: {error}")
+                flaws.append(self._note_down(endpoint, error))
             except RpcRefusedError as refused:
-                self._preferred = endpoint
+                self._note_up(endpoint)
                 refused.is_last_word = not flaws
                 raise
             else:
-                self._preferred = endpoint
+                self._note_up(endpoint)
                 return result
         raise ChainUnavailableError(f"no RPC endpoint answered {method} ({'; '.join(flaws)})")
 
@@ -157,6 +171,22 @@ class JsonRpc:
             raise _NotAnsweredError(f"it is of chain {chain_id}, not {self._expected}")
         return await self._post(endpoint, method, params)
 
+    def _note_up(self, endpoint: int) -> None:
+        self._preferred = endpoint
+        if endpoint in self._down:
+            self._down.discard(endpoint)
+            if self._log is not None:
+                self._log.info("rpc_endpoint_up", endpoint=endpoint + 1, host=_host(self._urls[endpoint]))
+
+    def _note_down(self, endpoint: int, error: "_NotAnsweredError") -> str:
+        """What may be said of it."""
+        host = _host(self._urls[endpoint])
+        if endpoint not in self._down:
+            self._down.add(endpoint)
+            if self._log is not None:
+                self._log.warning("rpc_endpoint_down", endpoint=endpoint + 1, host=host, error=str(error))
+        return f"{host}: {error}"
+
     async def _chain_of(self, endpoint: int) -> int:
         """Asked once: a node does not change its chain."""
         if endpoint not in self._chain_ids:
@@ -179,7 +209,7 @@ class JsonRpc:
         reply = _reply(status, body)
         if reply.jsonrpc != "2.0" or reply.id != number:
             raise _NotAnsweredError("its reply is to another question")
-        return _result(reply, method, status)
+        return _result(reply, method, status, self._urls[endpoint])
 
     async def _exchange(self, endpoint: int, body: bytes) -> tuple[int, bytes]:
         self.round_trips += 1
@@ -224,11 +254,12 @@ def _reply(status: int, body: bytes) -> _Reply:
         raise _NotAnsweredError(what) from None
 
 
-def _result(reply: _Reply, method: str, status: int) -> Any:
+def _result(reply: _Reply, method: str, status: int, url: str) -> Any:
     if reply.error is not None:
+        text = _text(reply.error.message, url)
         if not _is_about_the_question(method, reply.error, status):
-            raise _NotAnsweredError(f"it failed with {reply.error.code}: {_text(reply.error.message)}")
-        raise RpcRefusedError(reply.error.code, _text(reply.error.message), reply.error.data)
+            raise _NotAnsweredError(f"it failed with {reply.error.code}: {text}")
+        raise RpcRefusedError(reply.error.code, text, reply.error.data)
     if reply.result is msgspec.UNSET:
         raise _NotAnsweredError("its reply holds no result")
     return reply.result
@@ -286,6 +317,8 @@ def _host(url: str) -> str:
     return urlsplit(url).hostname or "?"
 
 
-def _text(text: str) -> str:
-    """A peer's words, made harmless: printable and short."""
+def _text(text: str, url: str) -> str:
+    """A peer's words, made harmless: printable, short, and without what its URL may hold of a key: some repeat it."""
+    for word in _KEY_LIKE.findall(url.partition("://")[2].partition("/")[2] + " " + (urlsplit(url).password or "")):
+        text = text.replace(word, "***")
     return "".join(c for c in text[:_TEXT_LIMIT] if c.isprintable())

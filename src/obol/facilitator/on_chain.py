@@ -68,7 +68,7 @@ async def open_on_chain(
     async with AsyncExitStack() as undo:
         undo.push_async_callback(signer.close)
         for urls in settings.rpc_urls:
-            chain = await _open_chain(JsonRpc(urls), settings, undo)
+            chain = await _open_chain(JsonRpc(urls, log=log), settings, undo)
             if any(chain.network == other.chain.network for other in served):
                 raise SettingsError(RPC, f"two are of {chain.network.name}: give its nodes in one, separated by commas")
             assets = await _tokens(chain, settings.catalogue)

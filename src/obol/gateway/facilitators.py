@@ -55,7 +55,7 @@ async def open_facilitator(
         if offer.payment_gate:
             for member in members:
                 await _check_supported(member, offer, warnings)
-        witness = await _open_witness(config, offer, warnings) if config.rpc_urls else None
+        witness = await _open_witness(config, offer, warnings, log) if config.rpc_urls else None
         undo.pop_all()
     return ring if witness is None else WitnessedFacilitator(ring, witness, log)
 
@@ -71,9 +71,11 @@ async def challenge_extensions(facilitator: Facilitator, offer: Offer) -> dict[s
     return declare_gas_sponsoring() if GAS_SPONSORING in supported.extensions else {}
 
 
-async def _open_witness(config: GatewayConfig, offer: Offer, warnings: list[str]) -> EvmWitness:
+async def _open_witness(
+    config: GatewayConfig, offer: Offer, warnings: list[str], log: structlog.typing.FilteringBoundLogger
+) -> EvmWitness:
     async with AsyncExitStack() as undo:
-        chain = EvmChain(JsonRpc(config.rpc_urls), offer.asset.network, confirmations=config.confirmations)
+        chain = EvmChain(JsonRpc(config.rpc_urls, log=log), offer.asset.network, confirmations=config.confirmations)
         undo.push_async_callback(chain.close)
         try:
             await chain.check(field=RPC)
