@@ -190,7 +190,7 @@ class Shop:
             defaults = replace(defaults, devnet=True)
         config = replace(defaults, **self._changes)
         if config.settlement is SettlementPolicy.AFTER and config.max_unsettled is None:
-            return replace(config, max_unsettled="1")
+            return replace(config, max_unsettled="10")
         return config
 
     async def start(self, **changes: Any) -> None:
