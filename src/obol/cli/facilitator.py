@@ -12,8 +12,6 @@ from obol.cli.rpc_urls import rpc_urls
 from obol.facilitator.settings import DEFAULT_LISTEN, FacilitatorSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import structlog
 
     from obol.adapters.evm_signing import TransactionSigner
@@ -158,11 +156,7 @@ def run(  # noqa: PLR0913 - the options
     urls = tuple(rpc_urls(text) for text in rpcs)
     if chains:
         raise SettingsError("--chain", "is for --devnet: the nodes of --rpc say of which chain they are")
-    if keystore is None and keystore_password_env is not None:
-        raise SettingsError("--keystore-password-env", "means nothing without --keystore")
-    if sum(one is not None for one in (key_file, keystore, signer_url)) != 1:
-        raise SettingsError("--key-file", "say who pays the gas: exactly one of --key-file, --keystore, --signer-url")
-    signer = _signer(key_file, _keystore(keystore, keystore_password_env, os.environ), signer_url, signer_address)
+    signer = _signer(key_file, keystore, keystore_password_env, signer_url, signer_address)
     from obol.adapters.evm_sender import SendingLimits
     from obol.facilitator.on_chain import ChainSettings
 
@@ -192,21 +186,20 @@ def _address(text: str, field: str) -> str:
     return address
 
 
-def _keystore(path: Path | None, variable: str | None, environ: "Mapping[str, str]") -> tuple[Path, str] | None:
-    """A keystore file and its password, from the environment or the terminal."""
-    if path is None:
-        return None
-    if variable is None:
-        return path, str(click.prompt(f"Password of {path}", hide_input=True, err=True))
-    return path, secret(environ, "--keystore-password-env", variable)
-
-
 def _signer(
-    key_file: Path | None, keystore: tuple[Path, str] | None, signer_url: str | None, signer_address: str | None
+    key_file: Path | None,
+    keystore: Path | None,
+    password_variable: str | None,
+    signer_url: str | None,
+    signer_address: str | None,
 ) -> "TransactionSigner":
-    """By the one of them that is given. Raises `SettingsError`."""
+    """By the one that is given; what contradicts is found before a password is asked. Raises `SettingsError`."""
     from obol.errors import SettingsError
 
+    if keystore is None and password_variable is not None:
+        raise SettingsError("--keystore-password-env", "means nothing without --keystore")
+    if sum(one is not None for one in (key_file, keystore, signer_url)) != 1:
+        raise SettingsError("--key-file", "say who pays the gas: exactly one of --key-file, --keystore, --signer-url")
     if (signer_url is None) != (signer_address is None):
         raise SettingsError("--signer-address", "belongs to --signer-url: give both")
     try:
@@ -214,10 +207,19 @@ def _signer(
     except ModuleNotFoundError:
         raise SettingsError("--rpc", "needs eth-account: install obol with its extra `facilitator`") from None
     if keystore is not None:
-        return LocalTransactionSigner.from_keystore(*keystore)
+        return LocalTransactionSigner.from_keystore(keystore, _password(keystore, password_variable))
     if key_file is not None:
         return LocalTransactionSigner.from_key_file(key_file)
     return RemoteTransactionSigner(signer_url or "", signer_address or "")
+
+
+def _password(keystore: Path, variable: str | None) -> str:
+    """Of a keystore file, from the environment or the terminal."""
+    import os
+
+    if variable is None:
+        return str(click.prompt(f"Password of {keystore}", hide_input=True, err=True))
+    return secret(os.environ, "--keystore-password-env", variable)
 
 
 async def _serve_devnet(settings: FacilitatorSettings, *, as_json: bool) -> None:
